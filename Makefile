@@ -1,0 +1,37 @@
+# make demo · make test · make lab · make bench: each sets up what it needs in .venv, from a bare checkout.
+PYTHON ?= python3.11
+PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONWARNINGS ?= ignore::FutureWarning
+
+.PHONY: demo test lab bench setup docs clean
+setup: $(READY)
+
+$(READY): setup.py settings.ini constraints.txt
+	@echo "Setting up .venv (once; some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/derta_demo
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+bench: $(READY)
+	$(BIN)/python tests/bench.py
+
+test: $(READY)
+	@bash tests/run_all.sh
+
+readme: $(READY)
+	$(BIN)/python tests/make_readme.py
+
+clean:
+	rm -rf _proc _docs build dist *.egg-info

@@ -1,0 +1,35 @@
+"README.md from nbs/index.ipynb by nbconvert: hidden cells left out, pictures as files in assets/. `make readme` writes it; a test keeps it in step."
+import re
+from pathlib import Path
+import nbformat
+from nbconvert import MarkdownExporter
+from traitlets.config import Config
+
+ROOT = Path(__file__).parent.parent
+
+
+def render():
+    "(text of README.md, {file name: bytes} of its pictures)."
+    nb = nbformat.read(ROOT/"nbs/index.ipynb", as_version=4)
+    nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*hide", c.source)]
+    for c in nb.cells:
+        c.source = "\n".join(l for l in c.source.splitlines() if not l.startswith("#|"))
+        c.outputs = [o for o in c.get("outputs", []) if o.get("name") != "stderr"] if c.cell_type=="code" else []
+        if c.cell_type != "code": c.pop("outputs")
+        for o in c.get("outputs", []):
+            if "image/png" in o.get("data", {}): o.data.pop("text/plain", None)
+            if "text/markdown" in o.get("data", {}): o.data.pop("text/html", None); o.data.pop("text/plain", None)
+    text, res = MarkdownExporter(config=Config(ExtractOutputPreprocessor=dict(enabled=True))).from_notebook_node(nb)
+    pictures = {}
+    for i,(name,data) in enumerate((res.get("outputs") or {}).items()):
+        new = f"assets/readme_{i}{Path(name).suffix}"; text = text.replace(name, new); pictures[new] = data
+    text = re.sub(r"!\[png\]", "![figure]", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()+"\n", pictures
+
+
+if __name__ == "__main__":
+    text, pictures = render()
+    (ROOT/"assets").mkdir(exist_ok=True)
+    for f in (ROOT/"assets").glob("readme_*"): f.unlink()
+    for name,data in pictures.items(): (ROOT/name).write_bytes(data)
+    (ROOT/"README.md").write_text(text, encoding="utf-8")

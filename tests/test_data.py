@@ -1,0 +1,104 @@
+"Readers and writers: every bad line is named, nothing is half-written, the release's files are read."
+import json, os, warnings
+import pytest
+from conftest import SHARED
+from hypothesis import given, settings, strategies as st
+from derta_kit.data import DataError, Triple, demo_data, read_jsonl, read_triples, redact, write_jsonl
+
+OK = '{"prompt": "a", "safe": "b", "harmful": "c"}'
+
+
+@pytest.mark.parametrize("line,field,says", [
+    (b'{"prompt": "a", "safe": "", "harmful": "c"}', "safe", "empty"),
+    (b'{"prompt": "a", "safe": "  ", "harmful": "c"}', "safe", "empty"),
+    (b'{"prompt": "a", "harmful": "c"}', "safe", "missing"),
+    (b'{"prompt": "a", "safe": null, "harmful": "c"}', "safe", "missing"),
+    (b'{"prompt": "a", "safe": 3, "harmful": "c"}', "safe", "expected text"),
+    (b'{"prompt": "a", "safe": "b", "harmful": "c", "category": 4}', "category", "expected text"),
+    (b'{"prompt": "a", "safe": "\\ud800", "harmful": "c"}', "safe", "surrogate"),
+    (b'[1, 2]', None, "expected an object"),
+    (b'{"prompt": "a", "sa', None, "not valid JSON"),
+    (b'{"prompt": "a\xff", "safe": "b", "harmful": "c"}', None, "UTF-8"),
+], ids=["empty","blank","missing","null","number","category","surrogate","list","cut off","encoding"])
+def test_bad_line_is_named(tmp_path, line, field, says):
+    p = tmp_path/"x.jsonl"; p.write_bytes(OK.encode()+b"\n"+line+b"\n"+OK.encode())
+    with pytest.raises(DataError, match=says) as e: read_triples(p)
+    assert (e.value.file, e.value.line, e.value.field) == (str(p), 2, field) and "line 2" in str(e.value)
+    kept = []
+    with pytest.warns(UserWarning, match="1 bad rows skipped, 2 triples kept"): ds = read_triples(p, on_error="skip", problems=kept)
+    assert len(ds) == 2 and kept[0].line == 2
+
+
+def test_first_line_bad(tmp_path):
+    p = tmp_path/"x.jsonl"; p.write_text('{"prompt": "a", "harmful": "c"}')
+    with pytest.raises(DataError, match="line 1, field 'safe'"): read_triples(p)
+    p.write_text('{"question": "a"}')
+    with pytest.raises(DataError, match="unknown layout.*question.*expected prompt"): read_triples(p)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"): read_triples(tmp_path/"no.jsonl")
+    (tmp_path/"x.jsonl").write_text("")
+    with pytest.raises(DataError, match="no triple"): read_triples(tmp_path/"x.jsonl")
+
+
+def test_layouts_agree(tmp_path):
+    t = Triple("How do I sneak out?", "Sorry, no.", "Wait until\nnight.")
+    write_jsonl([t], tmp_path/"ours.jsonl")
+    (tmp_path/"raw.json").write_text(json.dumps([dict(instruction=t.prompt, output=t.harmful, safe_response=t.safe)]))
+    end = "<|end_of_text|>"; q = f"[INST] {t.prompt} [\\INST]"
+    rows = [dict(prefix=q, text=f" {t.harmful}{end}", safe="true"), dict(prefix=q+" Wait", text=f" {t.safe}{end}", safe="false"), dict(prefix="[INST] Hi [\\INST]", text=" Hello."+end, safe="false")]
+    write_jsonl(rows, tmp_path/"training.jsonl")
+    for f in ("ours.jsonl","raw.json","training.jsonl"):
+        r = read_triples(tmp_path/f)[0]
+        assert (r["prompt"], r["safe"], r["harmful"]) == (t.prompt, t.safe, t.harmful), f
+    assert len(read_triples(tmp_path)) == 3
+
+
+def test_training_layout_errors(tmp_path):
+    p = tmp_path/"t.jsonl"
+    for row,says in ((dict(prefix="Hi", text="x", safe="true"), "field 'prefix'"), (dict(prefix="[INST] Hi [\\INST]", text="x", safe="yes"), "field 'safe'"),
+                     (dict(prefix="[INST] Hi [\\INST]", text="x", safe="true"), "no safe response")):
+        write_jsonl([row], p)
+        with pytest.raises(DataError, match=says): read_triples(p)
+
+
+def test_release_file():
+    f = SHARED/"derta"/"example_data_to_read.json"
+    if not f.exists(): pytest.skip("../shared/data is absent: the release's example file cannot be read")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore"); ds = read_triples(f, on_error="skip")
+    assert len(ds) >= 0 and {"prompt","safe","harmful","source","category"} == set(ds.column_names)
+
+
+def test_writing_is_whole_or_not(tmp_path):
+    p = tmp_path/"a.jsonl"; write_jsonl([dict(a=1)], p)
+    def rows(): yield dict(a=2); raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): write_jsonl(rows(), p)
+    assert read_jsonl(p)[0] == dict(a=1) and os.listdir(tmp_path) == ["a.jsonl"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda s: st.lists(s, max_size=3) | st.dictionaries(st.sampled_from(["prompt","safe","harmful","prefix","text","output"]), s, max_size=4), max_leaves=8))
+def test_any_json_is_a_triple_or_a_named_error(value):
+    import tempfile
+    with tempfile.TemporaryDirectory() as d:
+        p = f"{d}/x.jsonl"; open(p, "w").write(json.dumps(value))
+        try: assert all(r["prompt"].strip() for r in read_triples(p))
+        except DataError as e: assert p in str(e)
+
+
+def test_demo_data_is_what_the_card_says():
+    dd = demo_data()
+    from derta_kit.build import questions
+    from derta_kit.refusals import find_refusal
+    q = questions()
+    assert len(q["harmful"]) >= 12 and len({r["safe"] for r in dd["triples"]}) >= 24
+    kinds = lambda s: {k: sum(r["kind"]==k for r in dd[s]) for k in ("ordinary","lookalike")}
+    assert (len(dd["triples"]), len(dd["harmful_eval"])) == (180, 60)
+    assert kinds("helpful") == dict(ordinary=300, lookalike=100) and kinds("benign_eval") == dict(ordinary=60, lookalike=100)
+    assert len({r["prompt"] for s in dd.values() for r in s}) == sum(map(len, dd.values()))
+    assert not any(find_refusal(r["harmful"]) for s in ("triples","harmful_eval") for r in dd[s])
+
+
+def test_redact(): assert "knife" not in redact("the knife") and redact("the knife", show=True) == "the knife"

@@ -1,0 +1,49 @@
+"Curves against plain forward passes, and against their own edge cases."
+import pytest, torch
+from conftest import tiny
+from derta_kit.evaluate import perplexity, prefilled, scorecard
+from derta_kit.models import prompt_ids, response_end, text_ids
+from derta_kit.probe import _trie, refusal_curve, refusal_curves
+from derta_kit.refusals import OPENERS, refusal_token_id
+
+
+def test_curves_of_a_batch_equal_single_ones_and_plain_passes(demo, demo_data):
+    model, tok = demo; sorry = refusal_token_id(tok)
+    pairs = [(r["prompt"], " ".join(r["harmful"].split()[:n])) for r,n in zip(demo_data["harmful_eval"], (4, 30, 11))]
+    many = refusal_curves(model, tok, pairs, batch_tokens=150)
+    for (p,r),c in zip(pairs, many):
+        q, ids = prompt_ids(tok, p), text_ids(tok, r)
+        with torch.no_grad(): lp = model(torch.tensor([q+ids])).logits[0, len(q)-1:-1].log_softmax(-1)
+        assert len(c) == len(ids) and c.prompt == p
+        assert c.prob == pytest.approx(lp[:,sorry].exp().numpy(), rel=1e-4, abs=1e-9)
+        assert (c.rank == ((lp > lp[:,[sorry]]).sum(-1)+1).numpy()).mean() > .95      # ties in float32 may swap neighbours
+
+
+def test_openers_are_counted_once(demo):
+    _, tok = demo
+    def paths(t): return sum(paths(s) if s else 1 for s in t.values())
+    assert paths(_trie(tok, ["I'm", "I'm sorry", "I'm"])) == 2 and paths(_trie(tok, OPENERS)) == 2*len(OPENERS)
+
+
+def test_empty_response_is_refused(demo):
+    with pytest.raises(ValueError, match="no tokens"): refusal_curve(*demo, "Hi", "")
+
+
+def test_display_hides_and_escapes(demo):
+    c = refusal_curve(*demo, "<b>Hi</b>", "<script>x</script> walk")
+    h = c._repr_html_()
+    assert "<script>" not in h and "walk" not in h and "&lt;b&gt;" in h
+
+
+def test_prefill_beyond_the_response_is_an_error(demo):
+    with pytest.raises(ValueError, match="row 0: r̂ has"): prefilled(*demo, [dict(prompt="Hi", harmful="two words")], depths=(0,50))
+
+
+def test_perplexity_is_the_plain_one(demo, demo_data):
+    model, tok = demo; rows = list(demo_data["benign_eval"].select(range(3))); nll, n = 0., 0
+    for r in rows:
+        q, a = prompt_ids(tok, r["prompt"]), text_ids(tok, r["response"])+response_end(tok)
+        with torch.no_grad(): lp = model(torch.tensor([q+a])).logits[0].log_softmax(-1)
+        nll -= sum(lp[len(q)+i-1, t].item() for i,t in enumerate(a)); n += len(a)
+    import math
+    assert perplexity(model, tok, rows, batch_size=2) == pytest.approx(math.exp(nll/n), rel=1e-5)
