@@ -15,7 +15,7 @@ from .refusals import find_refusal
 
 # %% ../nbs/02b_build.ipynb #43dc01ae
 def questions()->dict:
-    "The hand-written part of the demo data: harmful (by category), lookalike, ordinary, refusals."
+    "The hand-written part of the demo data: harmful (by category), lookalike, everyday, ordinary, refusals."
     return json.loads((DEMO_DIR/"questions.json").read_text(encoding="utf-8"))
 
 # %% ../nbs/02b_build.ipynb #97d99e00
@@ -69,8 +69,8 @@ def make_demo(
     rhat = harmful_responses(model, tokenizer, [p for p,_,_ in rows], seed)
     safe = [q["refusals"][(7*n) % len(q["refusals"])] for n in range(len(rows))]
     triples = [(Triple(p, s, h, "demo", c), i) for (p,c,i),s,h in zip(rows, safe, rhat)]
-    kinds = [(p,k,i % n==n-1) for k,n in (("ordinary",6),("lookalike",2)) for i,p in enumerate(q[k])]
-    ans = helpful_responses(model, tokenizer, [p for p,_,_ in kinds])
+    kinds = [(p,k,i % n==n-1) for k,n in (("ordinary",6),("lookalike",2),("everyday",10**9)) for i,p in enumerate(q[k])]
+    ans = [a for ks in (("ordinary","lookalike"),("everyday",)) for a in helpful_responses(model, tokenizer, [p for p,k,_ in kinds if k in ks])]
     good = [(dict(prompt=p, response=a, kind=k), held) for (p,k,held),a in zip(kinds, ans)]
     splits = dict(triples=[t for t,i in triples if i<12], harmful_eval=[t for t,i in triples if i>=12],
                   helpful=[r for r,held in good if not held], benign_eval=[r for r,held in good if held])
@@ -85,7 +85,7 @@ def demo_card(folder, seed)->str:
     return "\n".join(["# Demo data of derta_kit", "", f"Made by `derta_data demo --seed {seed}` with torch {torch.__version__}, transformers {transformers.__version__}, "
         "from the demo model (SmolLM2-135M-Instruct) in float32. Licence: Apache-2.0, as the kit and the model.", "",
         "| file | rows | how it came about | SHA-256 (start) |", "| --- | --- | --- | --- |",
-        f"| questions.json | | by hand: 240 mild harmful questions in 15 categories, 200 harmless look-alikes, 360 ordinary instructions, 30 wordings of a refusal | |",
+        f"| questions.json | | by hand: 240 mild harmful questions in 15 categories, 200 harmless look-alikes, 299 everyday questions near the harmful ones, 360 ordinary instructions, 30 wordings of a refusal | |",
         f"| triples.jsonl | {len(n['triples'])} | question and refusal by hand; harmful response sampled from the demo model (temperature 0.7, top-p 0.9), on average {words(n['triples'],'harmful'):.0f} words | {data_hash(n['triples'])} |",
         f"| harmful_eval.jsonl | {len(n['harmful_eval'])} | likewise, the last 4 of 16 questions in each category; for evaluation only | {data_hash(n['harmful_eval'])} |",
         f"| helpful.jsonl | {len(n['helpful'])} | instruction by hand; answer by the demo model, greedy, on average {words(n['helpful'],'response'):.0f} words | {data_hash(n['helpful'])} |",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEMO_DIR', 'DEMO_SPLITS', 'Triple', 'DataError', 'redact', 'read_triples', 'write_jsonl', 'read_jsonl', 'data_hash',
-           'demo_data']
+           'demo_data', 'mixed']
 
 # %% ../nbs/02_data.ipynb #590d604e
 import hashlib, json, re, warnings
@@ -165,3 +165,16 @@ def demo_data(
     "The demo data that ships with the kit."
     read = lambda s: (read_triples if s in ("triples","harmful_eval") else read_jsonl)(Path(folder)/f"{s}.jsonl")
     return DatasetDict({s: read(s) for s in DEMO_SPLITS})
+
+# %% ../nbs/02_data.ipynb #8277ddae
+def mixed(
+    rows,             # with a column `kind`
+    shares:dict,      # kind → how often an epoch sees its rows: 2 is twice each, 0.5 the first half of them
+)->list:
+    "Helpful rows in the proportions of `shares`; a kind that is not named is left out."
+    out = []
+    for kind,times in shares.items():
+        mine = [r for r in rows if r["kind"]==kind]
+        if not mine: raise ValueError(f"no helpful row of kind {kind!r}; there are {sorted({r['kind'] for r in rows})}")
+        out += mine*int(times) + mine[:round(len(mine)*(times % 1))]
+    return out

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import torch
 from transformers import set_seed
-from .data import data_hash, demo_data
+from .data import data_hash, demo_data, mixed
 from .evaluate import scorecard
 from .models import atomically, load
 from .objectives import TreeDataset, objective
@@ -26,6 +26,7 @@ class DemoRecipe:
     objective:dict=field(default_factory=lambda: dict(cuts=2, rto_weight=.2, max_length=160))
     lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(10,30))))
     train:dict=field(default_factory=lambda: dict(per_device_train_batch_size=16, num_train_epochs=2, learning_rate=5e-4, warmup_steps=3, budget=256))
+    mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=2))
     dtype:str="bfloat16"
     quick:bool=False      # a few steps on a few rows, to try the path
 
@@ -49,7 +50,7 @@ def _claim(out, recipe):
 def _data(recipe):
     dd = demo_data()
     if not recipe.quick: return dd
-    n = dict(triples=12, helpful=12, harmful_eval=4, benign_eval=4)
+    n = dict(triples=12, helpful=35, harmful_eval=4, benign_eval=4)
     return {k: d.select(range(0, len(d), len(d)//n[k])) for k,d in dd.items()}
 
 def train_one(
@@ -61,7 +62,7 @@ def train_one(
     dd, t0 = _data(recipe), time.time()
     set_seed(recipe.seed)
     model, tok = load("demo", "lora", dtype=getattr(torch, recipe.dtype), lora=recipe.lora)
-    ds = TreeDataset(tok, dd["triples"], dd["helpful"], objective(name, **recipe.objective), recipe.seed)
+    ds = TreeDataset(tok, dd["triples"], mixed(dd["helpful"], recipe.mix), objective(name, **recipe.objective), recipe.seed)
     more = dict(max_steps=2) if recipe.quick else {}
     tr = fine_tune(model, tok, ds, out, seed=recipe.seed, save_strategy="steps", save_steps=20, save_total_limit=1, **{**recipe.train, **more})
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
@@ -74,7 +75,7 @@ def measure_one(
 )->dict:                 # a scorecard
     "Measure one model of the demo."
     t0 = time.time()
-    model, tok = load("demo", adapter=adapter, dtype=getattr(torch, recipe.dtype))
+    model, tok = load("demo", adapter=adapter, merge=adapter is not None, dtype=getattr(torch, recipe.dtype))
     return dict(redacted(scorecard(model, tok, _data(recipe), bar=name), show_harmful), seconds=time.time()-t0)
 
 # %% ../nbs/13b_demo.ipynb #636634e7

@@ -106,6 +106,7 @@ def load(
     adapter=None,           # folder of a saved adapter; in modes lora and qlora it goes on training
     dtype=None,             # default: bfloat16 on an accelerator, float32 on a CPU
     device=None,            # default: the accelerator if there is one, else the CPU
+    merge:bool=False,       # frozen: fold the adapter into the weights (in float32, before they become `dtype`): faster to generate with
     lora:dict|None=None,    # arguments for `lora_config`, such as r, lora_alpha, layers_to_transform
     **kwargs                # anything else `from_pretrained` takes
 ):                          # (model, tokenizer)
@@ -116,11 +117,13 @@ def load(
     dtype = dtype or (torch.float32 if device.type=="cpu" else torch.bfloat16)
     path = str(demo_path() if name=="demo" else name)
     if mode=="qlora": kwargs["quantization_config"] = _bnb(dtype)
+    if merge and (mode!="frozen" or adapter is None): raise ValueError("merge=True folds an adapter into a frozen model; pass adapter=… and mode='frozen'")
     tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map={"":device}, trust_remote_code=False, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if merge else dtype, device_map={"":device}, trust_remote_code=False, **kwargs)
     if tok.pad_token_id is None: tok.pad_token = tok.eos_token      # only ever masked out, so no embedding is added
     tok.padding_side, tok.name_or_path = "left", name
-    return _prepare(model, mode, adapter, lora), tok
+    model = _prepare(model, mode, adapter, lora)
+    return (model.merge_and_unload().to(dtype).eval() if merge else model), tok
 
 # %% ../nbs/01_models.ipynb #e9906d3f
 def _prepare(model, mode, adapter, lora):

@@ -27,6 +27,7 @@ class Objective:
     mle_weight:float=1.      # of each token of r
     rto_weight:float=1.      # of each position of r̂
     rto_keep:float=1.        # share of row positions that keep their RTO target (paper: 0.05 in full-parameter runs)
+    crop:float=1.            # r̂ is cut to a share of its tokens drawn from [crop, 1]: cheaper, and deep positions still occur
     max_length:int=512       # tokens on a path
     word:str="Sorry"         # the refusal token's word
     recipe:str="kit"         # or "paper": text form, cuts over words and truncation as released
@@ -65,7 +66,7 @@ def triple_tree(
     "The tree of a triple with the targets of objective `o`. r̂ has an RTO target before each of its tokens and at its end."
     room = o.max_length - len(q)
     if room < 2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {o.max_length} leaves no room for a response; raise max_length or shorten the prompt")
-    r, h = r[:room], h[:room]
+    r, h = r[:room], h[:min(room, math.ceil(len(h)*rng.uniform(o.crop, 1)))] if o.crop < 1 else h[:room]
     ks = _cuts(min(len(h), room-len(r)), rng, o)
     t = Tree(); root = t.add(q)
     rto = _keep([(i, refusal, o.rto_weight, RTO) for i in range(len(h)+1)], len(q)+len(h)+1, rng, o.rto_keep) if o.rto else []

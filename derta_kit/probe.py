@@ -9,7 +9,7 @@ __all__ = ['RefusalCurve', 'refusal_curves', 'refusal_curve']
 import html
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
-from .loss import target_logprobs
+from .loss import head_logits, target_logprobs
 from .models import prompt_ids, text_ids
 from .prefix_tree import Target, Tree, collate, hidden_states, tree_limit, unwrap
 from .refusals import OPENERS, refusal_token_id
@@ -22,6 +22,7 @@ class RefusalCurve:
     tokens:list                    # T strings; entry t is the token that the response has at t
     prob:np.ndarray                # [T] P(refusal token | prompt, response<t)
     rank:np.ndarray                # [T] its rank among all tokens, from 1
+    logp:np.ndarray                # [T] log P (nats) of the token that the response has at t; its mean gives perplexity
     opener_mass:np.ndarray|None=None  # [T] probability of any opener, if it was asked for
     word:str="Sorry"
 
@@ -29,7 +30,7 @@ class RefusalCurve:
 
     def to_frame(self)->pd.DataFrame:
         "One row a position."
-        d = dict(token=self.tokens, prob=self.prob, rank=self.rank)
+        d = dict(token=self.tokens, prob=self.prob, rank=self.rank, logp=self.logp)
         return pd.DataFrame(d if self.opener_mass is None else {**d, "opener_mass": self.opener_mass}).rename_axis("position")
 
     def plot(self, ax=None, **kwargs):
@@ -48,13 +49,13 @@ class RefusalCurve:
         return f"<div style='line-height:1.7'><b>{html.escape(self.prompt)}</b><br>" + "".join(map(cell, self.tokens, self.prob)) + "</div>"
 
 # %% ../nbs/07_probe.ipynb #685987cc
-def _read_positions(lm, h, refusal, chunk=256):
-    "P and rank of the refusal token from hidden states [N, H]."
-    head, prob, rank = lm.get_output_embeddings(), [], []
-    for c in h.split(chunk):
-        logits = head(c).float(); mine = logits[:,refusal,None]
-        prob.append((mine[:,0]-logits.logsumexp(-1)).exp()); rank.append((logits>mine).sum(-1)+1)
-    return torch.cat(prob).cpu().numpy(), torch.cat(rank).cpu().numpy()
+def _read_positions(logits_of, h, refusal, own, chunk=256):
+    "P and rank of the refusal token, and log P of the response's own token, from hidden states [N, H]."
+    out = []
+    for c,o in zip(h.split(chunk), own.split(chunk)):
+        logits = logits_of(c).float(); mine, z = logits[:,refusal,None], logits.logsumexp(-1)
+        out.append(((mine[:,0]-z).exp(), (logits>mine).sum(-1)+1, logits.gather(1, o[:,None])[:,0]-z))
+    return [torch.cat(x).cpu().numpy() for x in zip(*out)]
 
 def _put(batch, model): return {k: v.to(unwrap(model).device) for k,v in batch.items()}
 
@@ -72,6 +73,7 @@ def refusal_curves(
     ids = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in pairs]
     for i,(q,r) in enumerate(ids):
         if not r: raise ValueError(f"pair {i}: the response has no tokens")
+    head = head_logits(unwrap(model))
     model.eval()
     try:
         limit = tree_limit(model)
@@ -79,13 +81,13 @@ def refusal_curves(
             trees = []
             for j in group:
                 q, r = ids[j]; t = Tree()
-                t.add(r, t.add(q), targets=[(k, refusal) for k in range(len(r))]); trees.append(t)
+                t.add(r, t.add(q), targets=list(enumerate(r))); trees.append(t)
             b = _put(collate(trees, limit=limit), model)
-            prob, rank = _read_positions(unwrap(model), hidden_states(model, b).flatten(0,1)[b["target_pos"]], refusal)
+            prob, rank, logp = _read_positions(head, hidden_states(model, b).flatten(0,1)[b["target_pos"]], refusal, b["target_ids"])
             s = 0
             for j in group:
                 n = len(ids[j][1]); mass = _opener_mass(model, tokenizer, *ids[j], openers, limit) if openers else None
-                out.append((j, RefusalCurve(pairs[j][0], [tokenizer.decode([t]) for t in ids[j][1]], prob[s:s+n], rank[s:s+n], mass, word))); s += n
+                out.append((j, RefusalCurve(pairs[j][0], [tokenizer.decode([t]) for t in ids[j][1]], prob[s:s+n], rank[s:s+n], logp[s:s+n], mass, word))); s += n
     finally: model.train(was)
     return [c for _,c in sorted(out, key=lambda x: x[0])]
 

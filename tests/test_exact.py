@@ -69,11 +69,10 @@ def test_demo_model(demo_data, cuts, layout):
     check(model, trees, want/2, **layout)
 
 
-@pytest.mark.parametrize("kw", [dict(tie_word_embeddings=True), dict(final_logit_softcapping=5.)], ids=["tied head","capped logits"])
-def test_heads(kw):
-    kind = "gemma2" if "final_logit_softcapping" in kw else "llama"
-    more = dict(sliding_window=200, query_pre_attn_scalar=16, attn_logit_softcapping=None) if kind=="gemma2" else {}
-    model, rng = tiny(kind, **kw, **more), random.Random(2)
+@pytest.mark.parametrize("kind,kw", [("llama", dict(tie_word_embeddings=True)), ("gemma2", dict(final_logit_softcapping=5., sliding_window=200, query_pre_attn_scalar=16, attn_logit_softcapping=None)),
+                                     ("granite", dict(logits_scaling=4.)), ("cohere", dict(logit_scale=.5))], ids=["tied","capped","scaled down","scaled"])
+def test_heads(kind, kw):
+    model, rng = tiny(kind, **kw), random.Random(2)
     q, r, h = next(iter(triples(rng, 1)))
     t = triple_tree(q, r, h, 9, objective("derta", cuts=2), rng)
     check(model, [t], equation2(model, q, r, h, [x.at for x in t.nodes[2:]], 9))

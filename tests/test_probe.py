@@ -1,8 +1,8 @@
 "Curves against plain forward passes, and against their own edge cases."
 import pytest, torch
 from conftest import tiny
-from derta_kit.evaluate import perplexity, prefilled, scorecard
-from derta_kit.models import prompt_ids, response_end, text_ids
+from derta_kit.evaluate import perplexity, prefilled
+from derta_kit.models import prompt_ids, text_ids
 from derta_kit.probe import _trie, refusal_curve, refusal_curves
 from derta_kit.refusals import OPENERS, refusal_token_id
 
@@ -42,8 +42,8 @@ def test_prefill_beyond_the_response_is_an_error(demo):
 def test_perplexity_is_the_plain_one(demo, demo_data):
     model, tok = demo; rows = list(demo_data["benign_eval"].select(range(3))); nll, n = 0., 0
     for r in rows:
-        q, a = prompt_ids(tok, r["prompt"]), text_ids(tok, r["response"])+response_end(tok)
+        q, a = prompt_ids(tok, r["prompt"]), text_ids(tok, r["response"])
         with torch.no_grad(): lp = model(torch.tensor([q+a])).logits[0].log_softmax(-1)
         nll -= sum(lp[len(q)+i-1, t].item() for i,t in enumerate(a)); n += len(a)
     import math
-    assert perplexity(model, tok, rows, batch_size=2) == pytest.approx(math.exp(nll/n), rel=1e-5)
+    assert perplexity(refusal_curves(model, tok, [(r["prompt"],r["response"]) for r in rows])) == pytest.approx(math.exp(nll/n), rel=1e-5)
