@@ -68,6 +68,7 @@ def derta_train(
     rto_weight:float=.2,       # weight of each RTO target
     max_length:int=512,        # tokens on a path
     budget:int=512,            # tokens a packed row
+    held_out:int=8,            # triples kept back, to log P(refusal) on; 0: none
     seed:int=0,                # of drawing and training
 ):
     "Train an adapter (or a full model) on your triples; goes on from the last checkpoint in `out`."
@@ -77,9 +78,11 @@ def derta_train(
         from transformers import set_seed
         o = O.objective(objective, cuts=cuts, rto_weight=rto_weight, max_length=max_length)
         triples, pairs = D.read_triples(data), D.read_jsonl(helpful) if helpful else []
+        n = len(triples)-min(held_out, len(triples)//2)
         set_seed(seed)
         m, tok = models.load(model, mode)
-        tr = T.fine_tune(m, tok, O.TreeDataset(tok, triples, pairs, o, seed), out, num_train_epochs=epochs, learning_rate=lr, per_device_train_batch_size=batch,
+        train, held = O.TreeDataset(tok, triples.select(range(n)), pairs, o, seed), O.TreeDataset(tok, triples.select(range(n, len(triples))), o=o, seed=seed)
+        tr = T.fine_tune(m, tok, train, out, held if len(held) else None, eval_strategy="steps" if len(held) else "no", eval_steps=50, num_train_epochs=epochs, learning_rate=lr, per_device_train_batch_size=batch,
                          budget=budget, seed=seed, save_strategy="steps", save_steps=50, save_total_limit=2)
         with models.atomically(Path(out)/"run.json") as p:
             p.write_text(json.dumps(record(model=model, mode=mode, objective=vars(o), lr=lr, epochs=epochs, batch=batch, seed=seed, data={k: D.data_hash(v) for k,v in dict(triples=triples, helpful=pairs).items()}, log=tr.state.log_history), indent=1))

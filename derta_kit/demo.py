@@ -23,9 +23,11 @@ from .train import fine_tune
 class DemoRecipe:
     "All settings of a demo run."
     seed:int=0
-    objective:dict=field(default_factory=lambda: dict(cuts=2, rto_weight=.2, max_length=160))
-    lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(10,30))))
-    train:dict=field(default_factory=lambda: dict(per_device_train_batch_size=16, num_train_epochs=2, learning_rate=5e-4, warmup_steps=3, budget=256))
+    objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=64), derta=dict(cuts=2, empty=1., rto_weight=.5, max_length=96)))
+    lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))
+    train:dict=field(default_factory=lambda: dict(per_device_train_batch_size=8, learning_rate=1.5e-3, warmup_steps=5, budget=256))
+    steps:dict=field(default_factory=lambda: dict(vanilla=190, derta=105))   # optimiser steps
+    start:str="vanilla"   # what the DeRTa adapter goes on from: "vanilla" or "base"
     mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=2))
     dtype:str="bfloat16"
     quick:bool=False      # a few steps on a few rows, to try the path
@@ -57,14 +59,15 @@ def train_one(
     name:str,            # vanilla, recaug, rto, derta
     out,                 # folder for checkpoints and the adapter
     recipe:DemoRecipe,
+    adapter=None,        # folder of the adapter to go on from; default: a new one
 )->dict:                 # seconds, and the log
     "Train one adapter of the demo."
     dd, t0 = _data(recipe), time.time()
     set_seed(recipe.seed)
-    model, tok = load("demo", "lora", dtype=getattr(torch, recipe.dtype), lora=recipe.lora)
-    ds = TreeDataset(tok, dd["triples"], mixed(dd["helpful"], recipe.mix), objective(name, **recipe.objective), recipe.seed)
-    more = dict(max_steps=2) if recipe.quick else {}
-    tr = fine_tune(model, tok, ds, out, seed=recipe.seed, save_strategy="steps", save_steps=20, save_total_limit=1, **{**recipe.train, **more})
+    model, tok = load("demo", "lora", dtype=getattr(torch, recipe.dtype), lora=recipe.lora, adapter=adapter)
+    ds = TreeDataset(tok, dd["triples"], mixed(dd["helpful"], recipe.mix), objective(name, **recipe.objectives.get(name, recipe.objectives["derta"])), recipe.seed)
+    steps = 2 if recipe.quick else recipe.steps.get(name, recipe.steps["derta"])
+    tr = fine_tune(model, tok, ds, out, seed=recipe.seed, save_strategy="steps", save_steps=20, save_total_limit=1, max_steps=steps, **recipe.train)
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
 
 def measure_one(
@@ -76,7 +79,7 @@ def measure_one(
     "Measure one model of the demo."
     t0 = time.time()
     model, tok = load("demo", adapter=adapter, merge=adapter is not None, dtype=getattr(torch, recipe.dtype))
-    return dict(redacted(scorecard(model, tok, _data(recipe), bar=name), show_harmful), seconds=time.time()-t0)
+    return dict(redacted(scorecard(model, tok, _data(recipe), bar=name, benign=adapter is not None), show_harmful), seconds=time.time()-t0)
 
 # %% ../nbs/13b_demo.ipynb #636634e7
 def run_demo(
@@ -91,7 +94,8 @@ def run_demo(
     logs = {}
     for n in names:
         print(f"· training {n}", flush=True)
-        logs[n] = _stage(out/f"{n}.json", lambda: train_one(n, out/n, recipe))
+        start = out/"vanilla" if n=="derta" and recipe.start=="vanilla" and "vanilla" in logs else None
+        logs[n] = _stage(out/f"{n}.json", lambda: train_one(n, out/n, recipe, start))
     scores = {}
     for n in ("base", *names):
         print(f"· measuring {n}", flush=True)

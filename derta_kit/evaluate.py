@@ -42,7 +42,7 @@ def prefilled(
     model, tokenizer,
     rows,                      # with prompt and harmful
     depths=DEPTHS,             # how many tokens of r̂ are prefilled
-    max_new_tokens:int=24,
+    max_new_tokens:int=20,
     **kwargs                   # of `models.generate`
 )->pd.DataFrame:               # prompt, depth, continuation, refused, stutter
     "Greedy continuations of r̂<k for each k; a row whose r̂ has fewer than k tokens raises `ValueError`."
@@ -56,12 +56,12 @@ def prefilled(
 def answers(
     model, tokenizer,
     rows,                      # with prompt, and kind if there is one
-    max_new_tokens:int=48,
+    max_new_tokens:int=20,
     **kwargs
 )->pd.DataFrame:               # prompt, kind, continuation, refused, stutter
     "Greedy answers to ordinary prompts; a refusal among them is over-refusal."
     text = generate(model, tokenizer, [prompt_ids(tokenizer, r["prompt"]) for r in rows], max_new_tokens, **kwargs)
-    return _judge(pd.DataFrame([dict(prompt=r["prompt"], kind=r.get("kind",""), continuation=s) for r,s in zip(rows, text)]))
+    return _judge(pd.DataFrame([dict(prompt=r["prompt"], kind=r.get("kind",""), continuation=s) for r,s in zip(rows, text)], columns=["prompt","kind","continuation"]))
 
 # %% ../nbs/12_evaluate.ipynb #1cae46e0
 def scorecard(
@@ -69,15 +69,16 @@ def scorecard(
     data,                    # splits harmful_eval and benign_eval, as in `data.demo_data`
     depths=DEPTHS,
     bar:str|None=None,       # progress bars with this name
+    benign:bool=True,        # also answer benign_eval; without, over-refusal is left empty
 )->dict:                     # plain numbers and lists, ready for JSON
     "Every number of the demo's table for one model, with the rows and curves behind it."
-    harmful, benign = list(data["harmful_eval"]), list(data["benign_eval"])
+    harmful, helpful = list(data["harmful_eval"]), list(data["benign_eval"])
     curves = {k: refusal_curves(model, tokenizer, pairs) for k,pairs in
-              dict(harmful=[(r["prompt"],r["harmful"]) for r in harmful], helpful=[(r["prompt"],r["response"]) for r in benign]).items()}
+              dict(harmful=[(r["prompt"],r["harmful"]) for r in harmful], helpful=[(r["prompt"],r["response"]) for r in helpful]).items()}
     pre = prefilled(model, tokenizer, harmful, depths, desc=bar and f"{bar}: prefilled")
-    ans = answers(model, tokenizer, benign, desc=bar and f"{bar}: answers")
+    ans = answers(model, tokenizer, helpful if benign else [], desc=bar and f"{bar}: answers")
     refused = [s for df in (pre, ans) for s in df.loc[df.refused | df.stutter, "stutter"]]
-    return dict(refuses={str(k): rate(g.refused) for k,g in pre.groupby("depth")}, over_refusal={k: rate(g.refused) for k,g in ans.groupby("kind")},
+    return dict(refuses={str(k): rate(g.refused) for k,g in pre.groupby("depth")}, over_refusal={k: rate(g.refused) for k,g in ans.groupby("kind")} if benign else {},
                 stutter=rate(refused), p_harmful=mean_from(curves["harmful"]), p_helpful=mean_from(curves["helpful"]), perplexity=perplexity(curves["helpful"]),
                 curves={k: [c.prob.round(5).tolist() for c in v] for k,v in curves.items()}, prefilled=pre.to_dict("records"), answers=ans.to_dict("records"))
 

@@ -7,11 +7,12 @@ __all__ = ['HUB_ID', 'WHEEL', 'WHEEL_SHA256', 'GGUF', 'atomically', 'cache_dir',
            'prompt_ids', 'response_end', 'generate']
 
 # %% ../nbs/01_models.ipynb #a18f08f9
-import hashlib, os, random, re, subprocess, sys, tempfile, zipfile
+import hashlib, logging, os, random, re, subprocess, sys, tempfile, zipfile
 from contextlib import contextmanager
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # an optional kernel from the hub, that nothing here needs
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 

@@ -32,7 +32,7 @@ def mean_curve(
 def bias_figure(
     curves:dict,      # model name → list of arrays [T]
     ax=None,
-    title:str="How likely is a refusal, once a harmful response has begun?",
+    title:str="How likely is a refusal, once a harmful response r̂ has begun?",
 )->Figure:
     "Mean P(refusal token) before each token of a response, one line a model."
     ax = ax or plt.subplots(figsize=(7,3.2), layout="constrained")[1]
@@ -48,7 +48,7 @@ def bias_figure(
 def prefill_figure(
     refuses:dict,     # model name → {depth: rate record with rate, low, high}
     ax=None,
-    title:str="Does it refuse, if the attacker writes the beginning?",
+    title:str="Refused, when r̂ is begun for it",
 )->Figure:
     "Share of prompts refused at each prefill depth, with 95% intervals."
     ax = ax or plt.subplots(figsize=(5,3.2), layout="constrained")[1]
@@ -82,6 +82,8 @@ def loss_figure(
         for k,ls in zip(keys, ("-","--",":")):
             xy = [(h["step"], h[k]) for h in history if k in h]
             if xy: ax.plot(*zip(*xy), ls=ls, lw=2, label=k.removeprefix("loss_"))
-        _bare(ax).legend(frameon=False); ax.set(xlabel="step")
+        if _bare(ax).lines: ax.legend(frameon=False)
+        else: ax.text(.5, .5, "no RTO targets", ha="center", color="#777777", transform=ax.transAxes)
+        ax.set(xlabel="step")
     axes[0].set(ylabel="−log P a target", yscale="log"); axes[1].set(ylabel="P(refusal) in r̂", ylim=(-.03,1.03))
     return fig

@@ -35,11 +35,12 @@ def _pct(r): return "–" if r is None or r["n"]==0 else f"{100*r['rate']:.0f}% 
 
 def _rows(scores):
     "(question, {model: cell}) of the table, in order."
+    kinds = sorted({k for s in scores.values() for k in s["over_refusal"]}, reverse=True)
     one = next(iter(scores.values())); col = lambda f: {k: f(s) for k,s in scores.items()}
     yield from ((f"refuses with {d} tokens of r̂ prefilled", col(lambda s: _pct(s["refuses"][d]))) for d in one["refuses"])
     yield "P(refusal token) in r̂, position 2 on", col(lambda s: f"{s['p_harmful']:.3f}")
     yield "P(refusal token) in helpful responses, position 2 on", col(lambda s: f"{s['p_helpful']:.4f}")
-    yield from ((f"over-refusal, {k} prompts", col(lambda s: _pct(s["over_refusal"][k]))) for k in sorted(one["over_refusal"], reverse=True))
+    yield from ((f"over-refusal, {k} prompts", col(lambda s: _pct(s["over_refusal"].get(k)))) for k in kinds)
     yield "refusals that stutter", col(lambda s: _pct(s["stutter"]))
     yield "perplexity of held-out helpful responses", col(lambda s: f"{s['perplexity']:.3f}")
 
@@ -107,8 +108,8 @@ def _examples(scores, n=3):
     pre, ans = {k: key(s) for k,s in scores.items()}, {k: {r["prompt"]: r["continuation"] for r in s["answers"]} for k,s in scores.items()}
     deep = [k for k in pre[names[0]] if k[1]==max(d for _,d in pre[names[0]])]
     for p,d in deep[::max(1, len(deep)//n)][:n]: out.append([p, f"{d} tokens of r̂", *(pre[k][p,d] for k in names)])
-    benign = list(ans[names[0]])
-    for p in benign[::max(1, len(benign)//n)][:n]: out.append([p, "", *(ans[k][p] for k in names)])
+    benign = list(ans[names[-1]])
+    for p in benign[::max(1, len(benign)//n)][:n]: out.append([p, "", *(ans[k].get(p, "–") for k in names)])
     return out
 
 # %% ../nbs/13_report.ipynb #1334a0ab

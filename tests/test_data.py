@@ -1,5 +1,5 @@
 "Readers and writers: every bad line is named, nothing is half-written, the release's files are read."
-import json, os, warnings
+import json, os
 import pytest
 from conftest import SHARED
 from hypothesis import given, settings, strategies as st
@@ -63,12 +63,15 @@ def test_training_layout_errors(tmp_path):
         with pytest.raises(DataError, match=says): read_triples(p)
 
 
-def test_release_file():
+def test_release_file(tmp_path):
     f = SHARED/"derta"/"example_data_to_read.json"
     if not f.exists(): pytest.skip("../shared/data is absent: the release's example file cannot be read")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore"); ds = read_triples(f, on_error="skip")
-    assert len(ds) >= 0 and {"prompt","safe","harmful","source","category"} == set(ds.column_names)
+    with pytest.raises(DataError, match="no safe response") as e: read_triples(f)      # one sample of each use, of different questions
+    assert e.value.line == 4
+    rows = [json.loads(l) for l in f.read_text().splitlines()]                        # the second question's safe response, and a harmful one for it
+    rows[3]["prefix"] = rows[1]["prefix"]
+    write_jsonl(rows, tmp_path/"x.jsonl"); t = read_triples(tmp_path/"x.jsonl")
+    assert len(t) == 1 and t[0]["safe"].startswith("I'm sorry") and rows[3]["text"].startswith(" "+t[0]["harmful"])
 
 
 def test_writing_is_whole_or_not(tmp_path):
