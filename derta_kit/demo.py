@@ -10,13 +10,13 @@ import json, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import torch
-from transformers import set_seed
 from .data import data_hash, demo_data, mixed
 from .evaluate import scorecard
 from .models import atomically, load
 from .objectives import TreeDataset, objective
 from .report import demo_table, goals, record, redacted, write_report
 from .train import fine_tune
+from transformers import set_seed
 
 # %% ../nbs/13b_demo.ipynb #2aaac9c5
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .prefix_tree import Target, Tree, collate, hidden_states, tree_limit, unwra
 from .refusals import OPENERS, refusal_token_id
 
 # %% ../nbs/07_probe.ipynb #504d8677
-@dataclass
+@dataclass(repr=False)
 class RefusalCurve:
     "What a model thinks of refusing, at each of T positions of a response."
     prompt:str
@@ -27,6 +27,7 @@ class RefusalCurve:
     word:str="Sorry"
 
     def __len__(self): return len(self.tokens)
+    def __repr__(self): return f"RefusalCurve({len(self)} tokens, mean P({self.word!r}) {self.prob.mean():.3g}, best rank {self.rank.min()})"
 
     def to_frame(self)->pd.DataFrame:
         "One row a position."

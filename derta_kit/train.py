@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
-from transformers import Trainer, TrainingArguments
 from .loss import step_total, tree_loss
 from .objectives import KINDS, RTO, TreeCollator, TreeDataset
 from .prefix_tree import tree_limit
+from transformers import Trainer, TrainingArguments
 
 # %% ../nbs/06_train.ipynb #cc712b34
 @dataclass

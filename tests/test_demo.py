@@ -1,0 +1,42 @@
+"A demo run that was stopped goes on; one with other settings is left alone; what is harmful is hidden in what is written."
+import json
+import pytest
+from derta_kit import demo as D
+from derta_kit.report import redacted
+
+
+def test_a_stage_is_done_once_and_is_whole(tmp_path):
+    p, calls = tmp_path/"x.json", []
+    def make(): calls.append(1); return dict(a=1)
+    assert D._stage(p, make) == D._stage(p, make) == dict(a=1) and len(calls) == 1
+    def killed(): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): D._stage(tmp_path/"y.json", killed)
+    with pytest.raises(TypeError): D._stage(tmp_path/"y.json", lambda: object())      # not JSON: nothing half-written stays
+    assert [f.name for f in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_folder_with_another_run_is_left_alone(tmp_path):
+    D._claim(tmp_path, D.DemoRecipe()); D._claim(tmp_path, D.DemoRecipe())
+    before = (tmp_path/"settings.json").read_text()
+    with pytest.raises(ValueError, match="another seed; choose another folder"): D._claim(tmp_path, D.DemoRecipe(seed=1))
+    assert (tmp_path/"settings.json").read_text() == before
+
+
+def test_stopped_between_stages_goes_on(tmp_path, monkeypatch):
+    done = []
+    card = dict(refuses={"0": dict(rate=1, low=1, high=1, k=1, n=1)}, over_refusal={}, stutter=dict(rate=0, low=0, high=1, k=0, n=1), p_harmful=.5, p_helpful=0., perplexity=2.,
+                curves=dict(harmful=[[.1,.2]], helpful=[]), prefilled=[dict(prompt="q", depth=0, continuation="x", refused=False, stutter=False)], answers=[], seconds=1.)
+    def train(name, *a): done.append(name); return dict(seconds=1., history=[])
+    def measure(name, *a):
+        if name == "derta" and done.count("stop") == 0: done.append("stop"); raise KeyboardInterrupt
+        done.append("measured "+name); return card
+    monkeypatch.setattr(D, "train_one", train); monkeypatch.setattr(D, "measure_one", measure); monkeypatch.setattr(D, "goals", lambda s: {}); monkeypatch.setattr("derta_kit.report.goals", lambda s: {})
+    with pytest.raises(KeyboardInterrupt): D.run_demo(tmp_path)
+    assert not (tmp_path/"report.html").exists()
+    D.run_demo(tmp_path)
+    assert done == ["vanilla","derta","measured base","measured vanilla","stop","measured derta"] and (tmp_path/"report.html").exists() and json.loads((tmp_path/"report.json").read_text())["scores"]
+
+
+def test_redaction_keeps_refusals_and_hides_the_rest():
+    s = dict(prefilled=[dict(continuation="Sorry, no.", refused=True), dict(continuation="then you", refused=False)])
+    assert [r["continuation"] for r in redacted(s)["prefilled"]] == ["Sorry, no.", "▒▒▒ [2 words hidden]"] and redacted(s, True) == s
