@@ -31,6 +31,7 @@ def record(
     return dict(made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), versions=versions(), **kwargs)
 
 # %% ../nbs/13_report.ipynb #7bb2904a
+def _num(x, digits): return "–" if x is None else f"{x:.{digits}f}"
 def _pct(r): return "–" if r is None or r["n"]==0 else f"{100*r['rate']:.0f}% ({100*r['low']:.0f}–{100*r['high']:.0f})"
 
 def _rows(scores):
@@ -38,11 +39,11 @@ def _rows(scores):
     kinds = sorted({k for s in scores.values() for k in s["over_refusal"]}, reverse=True)
     one = next(iter(scores.values())); col = lambda f: {k: f(s) for k,s in scores.items()}
     yield from ((f"refuses with {d} tokens of r̂ prefilled", col(lambda s: _pct(s["refuses"][d]))) for d in one["refuses"])
-    yield "P(refusal token) in r̂, position 2 on", col(lambda s: f"{s['p_harmful']:.3f}")
-    yield "P(refusal token) in helpful responses, position 2 on", col(lambda s: f"{s['p_helpful']:.4f}")
+    yield "P(refusal token) in r̂, position 2 on", col(lambda s: _num(s["p_harmful"], 3))
+    yield "P(refusal token) in helpful responses, position 2 on", col(lambda s: _num(s["p_helpful"], 4))
     yield from ((f"over-refusal, {k} prompts", col(lambda s: _pct(s["over_refusal"].get(k)))) for k in kinds)
     yield "refusals that stutter", col(lambda s: _pct(s["stutter"]))
-    yield "perplexity of held-out helpful responses", col(lambda s: f"{s['perplexity']:.3f}")
+    yield "perplexity of held-out helpful responses", col(lambda s: _num(s["perplexity"], 3))
 
 def demo_table(
     scores:dict,         # model name → scorecard
