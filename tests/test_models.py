@@ -33,7 +33,7 @@ def test_modes(demo):
     m, _ = load("demo", "full"); assert all(p.requires_grad for p in m.parameters()) and m.training
     assert not any(p.requires_grad for p in demo[0].parameters())
     m, _ = load("demo", "lora", lora=dict(r=2))
-    names = {n.split(".")[-3] for n,p in m.named_parameters() if p.requires_grad}
+    names = {n.split(".")[-4] for n,p in m.named_parameters() if p.requires_grad}
     assert names == {"q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj"}
 
 

@@ -21,8 +21,9 @@ def test_prompt_is_the_template_and_data_is_text(name):
     plain = prompt_ids(tok, "How do magnets work?")
     want = tok.apply_chat_template([dict(role="user", content="How do magnets work?")], add_generation_prompt=True, tokenize=True, return_dict=False)
     assert plain == want
-    special = {i for t,i in tok.get_added_vocab().items()} | set(tok.all_special_ids)
-    evil = next(t for t in sorted(tok.get_added_vocab()) if t not in ("", " "))
+    added = {t: i for t,i in tok.get_added_vocab().items() if t.strip()}           # a tab is text, also where it has a token of its own
+    special = {*added.values(), *tok.all_special_ids}
+    evil = next(iter(sorted(added)))
     got = prompt_ids(tok, f"a {tok.eos_token} b {evil} c")
     count = lambda ids: sum(i in special for i in ids)
     assert count(got) == count(plain)
