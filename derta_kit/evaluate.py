@@ -53,6 +53,7 @@ def prefilled(
     text = generate(model, tokenizer, [ids[i][0]+ids[i][1][:k] for i,k in jobs], max_new_tokens, **kwargs)
     return _judge(pd.DataFrame([dict(prompt=rows[i]["prompt"], depth=k, continuation=s) for (i,k),s in zip(jobs, text)]))
 
+# %% ../nbs/12_evaluate.ipynb #7dd1ba09
 def answers(
     model, tokenizer,
     rows,                      # with prompt, and kind if there is one

@@ -159,6 +159,7 @@ def _template(tokenizer, prompt, system=None):
     msgs = ([dict(role="system", content=system)] if system else []) + [dict(role="user", content=prompt)]
     return tokenizer.apply_chat_template(msgs, tokenize=False, add_generation_prompt=True)
 
+# %% ../nbs/01_models.ipynb #19dd3fb9
 def prompt_ids(
     tokenizer,
     prompt:str,             # what the user asks

@@ -28,6 +28,7 @@ class Node:
     at:int=0                # how many of the parent's tokens it sees
     targets:list=field(default_factory=list)
 
+# %% ../nbs/03_prefix_tree.ipynb #4e348762
 @dataclass
 class Tree:
     "Nodes, parents before children."
@@ -58,6 +59,7 @@ def _starts(tree):
         pos.append(0 if x.parent < 0 else pos[x.parent] + x.at)
     return off, pos
 
+# %% ../nbs/03_prefix_tree.ipynb #29e32c2c
 def tree_mask(
     tree:Tree,
     n:int|None=None,     # row length; what is beyond the tree is padding
@@ -74,6 +76,7 @@ def tree_mask(
             x = tree.nodes[x.parent]
     return m
 
+# %% ../nbs/03_prefix_tree.ipynb #95b7f5aa
 def _predictor(tree, off, n, i):
     "Row index of the token after which target `i` of node `n` is predicted."
     while i == 0:
@@ -93,6 +96,7 @@ def _sharable(trees):
     n = common_prefix([t.nodes[0].ids for t in trees])
     return min([n] + [x.at for t in trees for x in t.nodes[1:] if x.parent==0] + [y.i for t in trees for y in t.nodes[0].targets])
 
+# %% ../nbs/03_prefix_tree.ipynb #819a5273
 def forest(trees, share:int)->Tree:
     "Several trees as one, their first `share` tokens laid down once."
     out = Tree()
@@ -117,7 +121,7 @@ def pack(
         else: rows.append([t])
     return [forest(row, share if len(row)>1 else 0) for row in rows]
 
-# %% ../nbs/03_prefix_tree.ipynb #819a5273
+# %% ../nbs/03_prefix_tree.ipynb #3cb2fbcb
 def plain(
     tree:Tree,
 )->list[Tree]:    # one-node trees
@@ -129,6 +133,7 @@ def plain(
         out.append(Tree([Node(c + x.ids[:need], targets=[y._replace(i=y.i+len(c)) for y in x.targets])]))
     return out
 
+# %% ../nbs/03_prefix_tree.ipynb #1395e3bd
 def collate(
     trees:list,
     budget:int|None=None,   # pack into rows of so many tokens; None: one row a tree

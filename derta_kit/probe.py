@@ -60,6 +60,7 @@ def _read_positions(logits_of, h, refusal, own, chunk=256):
 
 def _put(batch, model): return {k: v.to(unwrap(model).device) for k,v in batch.items()}
 
+# %% ../nbs/07_probe.ipynb #ee61211f
 @torch.inference_mode()
 def refusal_curves(
     model, tokenizer,
@@ -92,6 +93,7 @@ def refusal_curves(
     finally: model.train(was)
     return [c for _,c in sorted(out, key=lambda x: x[0])]
 
+# %% ../nbs/07_probe.ipynb #4bf29ec8
 def _groups(ids, batch_tokens):
     "Indices of similar length, so many that padded they stay below `batch_tokens`."
     order, group = sorted(range(len(ids)), key=lambda i: sum(map(len, ids[i]))), []

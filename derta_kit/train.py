@@ -38,6 +38,7 @@ def _named(parts, prefix=""):
         if n and k==KINDS[RTO]: out[f"{prefix}p_refusal"] = p/n
     return out
 
+# %% ../nbs/06_train.ipynb #98070486
 class DertaTrainer(Trainer):
     "Trainer for trees; takes a `TreeDataset` and `DertaArguments`."
     loss_is_scaled_for_ga = True      # by `step_total`, over the whole step
