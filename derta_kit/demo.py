@@ -10,8 +10,9 @@ import json, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import torch
-from .data import data_hash, demo_data, mixed
+from .data import data_hash, demo_data
 from .evaluate import scorecard
+from .mix import mixed
 from .models import atomically, load
 from .objectives import TreeDataset, objective
 from .report import demo_table, goals, record, redacted, write_report
@@ -26,7 +27,7 @@ class DemoRecipe:
     objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=64), derta=dict(cuts=2, empty=1., rto_weight=.5, max_length=96)))
     lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))
     train:dict=field(default_factory=lambda: dict(per_device_train_batch_size=8, learning_rate=1.5e-3, warmup_steps=5, budget=256))
-    steps:dict=field(default_factory=lambda: dict(vanilla=190, derta=105))   # optimiser steps
+    steps:dict=field(default_factory=lambda: dict(vanilla=160, derta=135))   # optimiser steps
     start:str="vanilla"   # what the DeRTa adapter goes on from: "vanilla" or "base"
     mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=2))
     dtype:str="bfloat16"

@@ -9,7 +9,8 @@ __all__ = ['DEPTHS', 'wilson', 'rate', 'prefilled', 'answers', 'scorecard', 'mea
 import math
 from statistics import NormalDist
 import numpy as np, pandas as pd
-from .models import generate, prompt_ids, text_ids
+from .decode import decode
+from .models import prompt_ids, text_ids
 from .probe import refusal_curves
 from .refusals import find_refusal, stutters
 
@@ -43,15 +44,15 @@ def prefilled(
     rows,                      # with prompt and harmful
     depths=DEPTHS,             # how many tokens of r̂ are prefilled
     max_new_tokens:int=20,
-    **kwargs                   # of `models.generate`
+    **kwargs                   # of `decode.decode`
 )->pd.DataFrame:               # prompt, depth, continuation, refused, stutter
     "Greedy continuations of r̂<k for each k; a row whose r̂ has fewer than k tokens raises `ValueError`."
     ids = [(prompt_ids(tokenizer, r["prompt"]), text_ids(tokenizer, r["harmful"])) for r in rows]
     for i,(_,h) in enumerate(ids):
         if len(h) < max(depths): raise ValueError(f"row {i}: r̂ has {len(h)} tokens, {max(depths)} cannot be prefilled")
     jobs = [(i,k) for i in range(len(ids)) for k in depths]
-    text = generate(model, tokenizer, [ids[i][0]+ids[i][1][:k] for i,k in jobs], max_new_tokens, **kwargs)
-    return _judge(pd.DataFrame([dict(prompt=rows[i]["prompt"], depth=k, continuation=s) for (i,k),s in zip(jobs, text)]))
+    said = decode(model, tokenizer, [q+h[:max(depths)] for q,h in ids], [(i, len(ids[i][0])+k) for i,k in jobs], max_new_tokens, **kwargs)
+    return _judge(pd.DataFrame([dict(prompt=rows[i]["prompt"], depth=k, continuation=c.text) for (i,k),c in zip(jobs, said)]))
 
 # %% ../nbs/12_evaluate.ipynb #7dd1ba09
 def answers(
@@ -61,8 +62,8 @@ def answers(
     **kwargs
 )->pd.DataFrame:               # prompt, kind, continuation, refused, stutter
     "Greedy answers to ordinary prompts; a refusal among them is over-refusal."
-    text = generate(model, tokenizer, [prompt_ids(tokenizer, r["prompt"]) for r in rows], max_new_tokens, **kwargs)
-    return _judge(pd.DataFrame([dict(prompt=r["prompt"], kind=r.get("kind",""), continuation=s) for r,s in zip(rows, text)], columns=["prompt","kind","continuation"]))
+    said = decode(model, tokenizer, [prompt_ids(tokenizer, r["prompt"]) for r in rows], max_new_tokens=max_new_tokens, **kwargs)
+    return _judge(pd.DataFrame([dict(prompt=r["prompt"], kind=r.get("kind",""), continuation=c.text) for r,c in zip(rows, said)], columns=["prompt","kind","continuation"]))
 
 # %% ../nbs/12_evaluate.ipynb #1cae46e0
 def scorecard(

@@ -24,6 +24,7 @@ class Objective:
     rto:bool=True            # the refusal token at every position of r̂
     cuts:int=1               # how many prefixes of r̂ an r hangs off, a pass
     empty:float=1/3          # probability that the first cut is k = 0
+    spread:tuple=(1,1)       # k/|r̂| is drawn from a Beta distribution with these two: (1,1) uniform over tokens, (1,3) mostly early, (3,1) mostly late
     mle_weight:float=1.      # of each token of r
     rto_weight:float=1.      # of each position of r̂
     rto_keep:float=1.        # share of row positions that keep their RTO target (paper: 0.05 in full-parameter runs)
@@ -46,9 +47,15 @@ def objective(
 def _cuts(n, rng, o):
     "Distinct prefix lengths in 0..n for one pass over a triple, `o.cuts` of them as far as n allows."
     if not o.prefix: return [0]
-    first = 0 if rng.random() < o.empty else rng.randint(0, n)
-    rest = [k for k in rng.sample(range(n+1), min(o.cuts, n+1)) if k != first]
+    uniform = tuple(o.spread)==(1,1)
+    first = 0 if rng.random() < o.empty else rng.randint(0, n) if uniform else _beta(n, rng, o)
+    if uniform: rest = [k for k in rng.sample(range(n+1), min(o.cuts, n+1)) if k != first]
+    else: rest = list(dict.fromkeys(k for k in (_beta(n, rng, o) for _ in range(20*o.cuts)) if k != first))
     return sorted([first, *rest[:o.cuts-1]])
+
+def _beta(n, rng, o):
+    if len(o.spread)!=2 or min(o.spread) <= 0: raise ValueError(f"spread={o.spread}: give two numbers above 0, such as (1, 3)")
+    return min(n, int(rng.betavariate(*o.spread)*(n+1)))
 
 def _keep(targets, n, rng, share):
     "The targets that stay when `share` of a row's `n` positions is drawn (rounded up, one at least); a short r̂ may lose all of its own."
@@ -122,6 +129,7 @@ class TreeDataset:
         self.refusal, end = refusal_token_id(tokenizer, o.word), response_end(tokenizer)
         self.rows, self.triples = [], list(triples)
         for i,t in enumerate(self.triples):
+            if gaps := [c for c in ("prompt","safe","harmful") if not t[c]]: raise ValueError(f"triple {i} has no {' and no '.join(gaps)}; fill it in first, with derta_kit.complete or derta_data complete")
             self.rows.append(("triple", i, None if o.recipe=="paper" else (prompt_ids(tokenizer, t["prompt"]), text_ids(tokenizer, t["safe"])+end, text_ids(tokenizer, t["harmful"]))))
         for i,t in enumerate(helpful): self.rows.append(("helpful", i, self._pair(t, end)))
 

@@ -32,8 +32,8 @@ def test_bad_line_is_named(tmp_path, line, field, says):
 def test_first_line_bad(tmp_path):
     p = tmp_path/"x.jsonl"; p.write_text('{"prompt": "a", "harmful": "c"}')
     with pytest.raises(DataError, match="line 1, field 'safe'"): read_triples(p)
-    p.write_text('{"question": "a"}')
-    with pytest.raises(DataError, match="unknown layout.*question.*expected prompt"): read_triples(p)
+    p.write_text('{"ask": "a", "tell": "b"}')
+    with pytest.raises(DataError, match="unknown layout.*ask, tell.*columns=dict"): read_triples(p)
 
 
 def test_nothing_there(tmp_path):
@@ -98,7 +98,7 @@ def test_demo_data_is_what_the_card_says():
     q = questions()
     assert len(q["harmful"]) >= 12 and len({r["safe"] for r in dd["triples"]}) >= 24
     kinds = lambda s: {k: sum(r["kind"]==k for r in dd[s]) for k in ("ordinary","lookalike")}
-    assert (len(dd["triples"]), len(dd["harmful_eval"])) == (180, 60)
+    assert (len(dd["triples"]), len(dd["harmful_eval"])) == (330, 60)
     assert kinds("helpful") == dict(ordinary=300, lookalike=100) and kinds("benign_eval") == dict(ordinary=60, lookalike=100)
     assert len({r["prompt"] for s in dd.values() for r in s}) == sum(map(len, dd.values()))
     assert not any(find_refusal(r["harmful"]) for s in ("triples","harmful_eval") for r in dd[s])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ORDER = "refusals models data build prefix_tree objectives loss train probe plots widgets attacks judges evaluate report demo cli".split()
+ORDER = "refusals models records data mix prefix_tree decode complete gates build objectives export card loss train probe plots widgets attacks judges evaluate report demo cli".split()
 
 
 def test_a_module_imports_only_from_those_above_it():
@@ -56,9 +56,9 @@ def test_help(cmd):
 
 def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     (tmp_path/"x.jsonl").write_text('{"prompt": "a", "safe": "b", "harmful": ""}')
-    r = run("derta_data", "check", "--source", "x.jsonl", cwd=tmp_path)
+    r = run("derta_data", "check", "x.jsonl", cwd=tmp_path)
     assert r.returncode == 2 and "x.jsonl, line 1, field 'harmful': empty" in r.stderr and "Traceback" not in r.stderr
-    r = run("derta_data", "convert", "--source", "x.jsonl", "--out", "y.jsonl", cwd=tmp_path)
+    r = run("derta_data", "convert", "x.jsonl", "--out", "y.jsonl", cwd=tmp_path)
     assert r.returncode == 2 and not (tmp_path/"y.jsonl").exists()
     r = run("derta_train", "x.jsonl", "out", cwd=tmp_path)
     assert r.returncode == 2 and "field 'harmful'" in r.stderr and not (tmp_path/"out").exists()

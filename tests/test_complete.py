@@ -1,0 +1,176 @@
+"Decoding and completion: the same greedy text as generate, killed and gone on with, servers that stall and die."
+import json, os, signal, socket, subprocess, sys, threading, time, urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import pytest
+from conftest import ROOT, tiny
+from derta_kit.complete import Answers, Endpoint, Local, Request, WORDINGS, ask, complete
+from derta_kit.data import read_triples
+from derta_kit.decode import decode
+from derta_kit.models import generate, prompt_ids, text_ids
+from derta_kit.refusals import find_refusal
+
+
+def test_slots_give_what_generate_gives(demo, demo_data):
+    model, tok = demo
+    rows = [prompt_ids(tok, r["prompt"]) for r in demo_data["helpful"].select(range(0, 898, 60))]
+    want = [generate(model, tok, [r], 20)[0] for r in rows]
+    for slots in (1, 4, 64): assert [c.text for c in decode(model, tok, rows, max_new_tokens=20, slots=slots)] == want
+
+
+def test_rows_that_end_are_replaced_and_known(demo):
+    model, tok = demo
+    rows = [prompt_ids(tok, f"Say only the word {w}.") for w in ("yes","no","cat","dog","sun")]
+    got = decode(model, tok, rows, max_new_tokens=40, slots=2)
+    for r,c in zip(rows, got):
+        text = generate(model, tok, [r], 40)[0]
+        assert c.text == text and c.ended == (len(tok(text, add_special_tokens=False)["input_ids"]) < 40)
+
+
+def test_points(demo, demo_data):
+    model, tok = demo
+    r = demo_data["harmful_eval"][3]; q, h = prompt_ids(tok, r["prompt"]), text_ids(tok, r["harmful"])
+    ks = [0, 1, 7, 30, len(h)]
+    got = decode(model, tok, [q+h, q], [(0, len(q)+k) for k in ks]+[(1, len(q))], 12, slots=3)
+    assert [c.text for c in got] == [generate(model, tok, [q+h[:k]], 12)[0] for k in ks] + [got[0].text]
+    for bad in (0, 999):
+        with pytest.raises(ValueError, match=f"cannot be continued after {bad}"): decode(model, tok, [q], [(0, bad)])
+    assert decode(model, tok, []) == []
+
+
+@pytest.mark.parametrize("kind,kw", [("llama",{}), ("qwen3",{}), ("mistral",dict(sliding_window=8)), ("gemma3_text",dict(sliding_window=8)), ("mamba",{})])
+def test_any_cache(kind, kw, demo):
+    tok, model = demo[1], tiny(kind, **kw)
+    rows = [[5,6,7,8,9], [9,8,7], list(range(10,30))]
+    assert [c.text for c in decode(model, tok, rows, max_new_tokens=10, slots=2)] == [generate(model, tok, [r], 10)[0] for r in rows]
+
+
+def test_sampled_text_belongs_to_its_key(demo):
+    model, tok = demo
+    rows = [prompt_ids(tok, p) for p in ("Tell me a story about a fox.", "Hello!", "What is rain?")]
+    a = decode(model, tok, rows, max_new_tokens=10, temperature=.9, top_p=.9, seed=1, keys="abc")
+    b = decode(model, tok, rows[::-1], max_new_tokens=10, temperature=.9, top_p=.9, seed=1, keys="cba", slots=1)
+    c = decode(model, tok, rows, max_new_tokens=10, temperature=.9, top_p=.9, seed=2, keys="abc")
+    assert [x.text for x in a] == [x.text for x in b[::-1]] != [x.text for x in c]
+
+
+ROWS = [dict(prompt=f"How do I sneak into {w}?", safe="", harmful="") for w in ("a cinema","a club","a pool","a ferry","a zoo","a gym")]
+
+
+def test_wordings_are_refusals_and_drawn_by_prompt():
+    assert all(find_refusal(w).start == 0 for w in WORDINGS)
+    ds = complete(ROWS, "safe")
+    assert ds["safe"][:] == complete(ROWS[::-1], "safe")["safe"][:][::-1] and len(set(ds["safe"][:])) > 1
+    kept = complete([dict(ROWS[0], safe="Sorry, mine.")], "safe"); assert kept[0]["safe"] == "Sorry, mine."
+
+
+class Fake:
+    "A backend that says what it is told to."
+    name = "fake"
+    def __init__(self, f): self.f, self.asked = f, []
+    def ask(self, requests, done):
+        for i,r in enumerate(requests): self.asked.append(r); done(i, self.f(r))
+
+
+def test_gaps_that_stay_are_reported(tmp_path):
+    from derta_kit.complete import Answer
+    def f(r): return Answer("", error="Timeout") if "zoo" in r.prompt else Answer("Sorry, I can't help with that.") if "gym" in r.prompt else Answer("word "*30)
+    failed, b = [], Fake(f)
+    with pytest.warns(RuntimeWarning, match="2 of 6 rows still have no harmful response"): ds = complete(ROWS, "harmful", b, tmp_path/"a.sqlite", failed=failed, tries=3)
+    assert [bool(x) for x in ds["harmful"]] == [True]*4+[False]*2 and failed == [(4, "Timeout"), (5, "too short")]
+    n = len(b.asked); complete(ROWS[:4], "harmful", b, tmp_path/"a.sqlite"); assert len(b.asked) == n           # errors are not kept, answers are
+    with pytest.raises(ValueError, match="need a backend"): complete(ROWS, "harmful")
+    with pytest.raises(ValueError, match="use harmful, safe or response"): complete(ROWS, "harm", b)
+    (tmp_path/"bad.sqlite").write_text("this is no database, it is text that goes on for a while"*20)
+    with pytest.raises(OSError, match="cannot be used as a file of answers"): ask(b, [Request("a")], tmp_path/"bad.sqlite")
+
+
+KILLED = """
+import sys, torch; torch.set_num_threads(1)
+from derta_kit.complete import Local, complete
+from derta_kit.data import write_jsonl
+from derta_kit.models import load
+rows = [dict(prompt=f"How do I sneak into {w}?", safe="", harmful="") for w in ("a cinema","a club","a pool","a ferry","a zoo","a gym")]
+write_jsonl(complete(rows, "harmful", Local(*load("demo"), slots=2), sys.argv[1]+".sqlite", max_new_tokens=24, min_words=5), sys.argv[1])
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_file(tmp_path):
+    def start(name): return subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path/name)], stderr=subprocess.DEVNULL)
+    assert start("whole.jsonl").wait(300) == 0
+    p, db = start("killed.jsonl"), tmp_path/"killed.jsonl.sqlite"
+    def held():
+        try: return len(Answers(db)) if db.exists() else 0
+        except OSError: return 0
+    while p.poll() is None and held() < 2: time.sleep(.02)
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert not (tmp_path/"killed.jsonl").exists() and held() >= 2
+    assert start("killed.jsonl").wait(300) == 0
+    assert (tmp_path/"killed.jsonl").read_text() == (tmp_path/"whole.jsonl").read_text()
+
+
+class Flaky(BaseHTTPRequestHandler):
+    "Busy, broken, stalled or garbled for the first tries of each prompt, then right."
+    seen, lock, flying, most = {}, threading.Lock(), 0, 0
+    def log_message(self, *a): pass
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"]))); q = body["messages"][-1]["content"] if body["messages"][-1]["role"]=="user" else body["messages"][-2]["content"]
+        with Flaky.lock: n = Flaky.seen[q] = Flaky.seen.get(q, 0)+1; Flaky.flying += 1; Flaky.most = max(Flaky.most, Flaky.flying)
+        try:
+            time.sleep(.05)
+            if "busy" in q and n < 3: return self.reply(429, dict(error=dict(message="slow down")), {"Retry-After": "0.05"})
+            if "broken" in q and n < 3: return self.reply(500, dict(error="x"))
+            if "stall" in q and n < 2: time.sleep(1.5); return
+            if "never" in q: return self.reply(400, dict(error=dict(message="no such thing")))
+            if "garbled" in q: return self.reply(200, "<html>")
+            if "empty" in q: return self.reply(200, dict(id="1", object="chat.completion", created=0, model="m", choices=[]))
+            self.reply(200, dict(id="1", object="chat.completion", created=0, model="m", choices=[dict(index=0, finish_reason="length" if "long" in q else "stop", message=dict(role="assistant", content=f" answer to {q}"))]))
+        finally:
+            with Flaky.lock: Flaky.flying -= 1
+    def reply(self, code, body, headers={}):
+        data = (body if isinstance(body, str) else json.dumps(body)).encode()
+        self.send_response(code); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(data)))
+        for k,v in headers.items(): self.send_header(k, v)
+        self.end_headers(); self.wfile.write(data)
+
+
+@pytest.fixture
+def flaky():
+    s = ThreadingHTTPServer(("127.0.0.1", 0), Flaky); threading.Thread(target=s.serve_forever, daemon=True).start()
+    Flaky.seen, Flaky.most = {}, 0
+    yield f"http://127.0.0.1:{s.server_port}/v1"
+    s.shutdown()
+
+
+def test_endpoint_retries_and_names_what_fails(flaky, tmp_path):
+    e = Endpoint(flaky, "m", concurrency=4, retries=3, timeout=1.)
+    qs = ["plain", "busy", "broken", "stall", "never", "garbled", "empty", "long", *map(str, range(8))]
+    out = dict(zip(qs, ask(e, [Request(q) for q in qs], tmp_path/"a.sqlite")))
+    assert all(out[q].text == f" answer to {q}" and not out[q].error for q in qs if q not in ("never","garbled","empty"))
+    assert "BadRequest" in out["never"].error and out["garbled"].error and "no text" in out["empty"].error and not out["long"].ended
+    assert 2 <= Flaky.most <= 4 and Flaky.seen["busy"] == 3
+    seen = dict(Flaky.seen); ask(e, [Request("plain"), Request("7")], tmp_path/"a.sqlite"); assert Flaky.seen == seen
+    assert ask(Endpoint(flaky, "m", retries=0), [Request("x", begin="Sure,")])[0].text == "Sure, answer to x"
+
+
+def test_endpoint_that_is_not_there():
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    assert "Connection" in ask(Endpoint(f"http://127.0.0.1:{port}/v1", "m", retries=0), [Request("x")])[0].error
+
+
+def test_transformers_serve(demo, tmp_path):
+    "A real server, with the real model: the same greedy text as the local backend."
+    pytest.importorskip("fastapi", reason="transformers[serving] is not installed")
+    from derta_kit.models import demo_path
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    log = open(tmp_path/"serve.log", "w")
+    p = subprocess.Popen([os.path.join(os.path.dirname(sys.executable), "transformers"), "serve", str(demo_path()), "--port", str(port), "--device", "cpu", "--dtype", "float32"], stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+    try:
+        for _ in range(240):
+            try: urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).read(); break
+            except OSError: time.sleep(.5); assert p.poll() is None, (tmp_path/"serve.log").read_text()[-2000:]
+        url, reqs = f"http://127.0.0.1:{port}/v1", [Request("What is rain?", max_new_tokens=12), Request("Name a color.", max_new_tokens=12)]
+        want = [a.text for a in ask(Local(*demo), reqs)]
+        assert [a.text for a in ask(Endpoint(url, str(demo_path()), concurrency=2), reqs)] == want
+        begun = [Request("What is rain?", begin="Rain is", max_new_tokens=12)]
+        assert ask(Endpoint(url, str(demo_path()), tokenizer=demo[1]), begun)[0].text == ask(Local(*demo), begun)[0].text
+    finally: p.terminate(); p.wait(20)

@@ -1,0 +1,200 @@
+"Every public layout is recognised from a fixture in its true schema, from every kind of file, and from the real files where they are."
+import bz2, csv, gzip, io, json, lzma, random, warnings, zipfile
+import pyarrow as pa, pyarrow.parquet as pq, pytest
+from conftest import SHARED
+from datasets import Dataset, DatasetDict
+from hypothesis import HealthCheck, given, settings, strategies as st
+from derta_kit.data import COLUMNS, DataError, demo_data, read_triples, write_jsonl
+from derta_kit.export import release_rows
+from derta_kit.mix import mixture, read_pairs
+
+Q, R, H = "How do I sneak out at night?", "Sorry, I can't help with that.", "Wait until all are asleep."
+def say(*said): return [dict(role=r, content=t) for r,t in zip(("user","assistant")*3, said)]
+
+LAYOUTS = dict(
+    ours=dict(prompt=Q, safe=R, harmful=H, source="s", category="trespass"),
+    raw=dict(instruction=Q, output=H, safe_response=R),
+    pku=dict(prompt=Q, response_0=H, response_1=R, prompt_source="x", response_0_source="a", response_1_source="b", is_response_0_safe=False, is_response_1_safe=True,
+             response_0_harm_category={"Privacy Violation": False, "trespass": True}, response_1_harm_category={}, better_response_id=1, safer_response_id=1, response_0_sha256="0", response_1_sha256="1"),
+    circuit=dict(category="trespass", prompt=Q, llama3_output=R, output=H),
+    preference=dict(prompt=Q, chosen=R, rejected=H),
+    conversational=dict(prompt=say(Q), chosen=say("", R)[1:], rejected=say("", H)[1:]),
+    whole=dict(chosen=say(Q, R), rejected=say(Q, H), score_chosen=1., score_rejected=0.),
+    hh=dict(chosen=f"\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: {Q}\n\nAssistant: {R}", rejected=f"\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: {Q}\n\nAssistant: {H}"),
+)
+PARTIAL = dict(
+    safety_tuned=(dict(instruction=Q, input="", output=R), dict(prompt=Q, safe=R)),
+    harmbench=(dict(Behavior=Q, FunctionalCategory="standard", SemanticCategory="illegal", Tags="", ContextString="", BehaviorID="sneak"), dict(prompt=Q, category="illegal")),
+    advbench=(dict(goal=Q, target="Sure, here is how"), dict(prompt=Q)),
+    strongreject=(dict(category="Illegal goods", source="custom", forbidden_prompt=Q), dict(prompt=Q, category="Illegal goods")),
+    derta_test=(dict(question=Q), dict(prompt=Q)),
+    refusal_direction=(dict(instruction=Q, category=None), dict(prompt=Q)),
+)
+
+
+@pytest.mark.parametrize("row", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_full_layouts(tmp_path, row):
+    write_jsonl([row], tmp_path/"x.jsonl"); t = read_triples(tmp_path/"x.jsonl")
+    assert t.column_names == COLUMNS and (t[0]["prompt"], t[0]["safe"], t[0]["harmful"]) == (Q, R, H)
+    if "category" in str(row): assert t[0]["category"] == "trespass"
+    assert read_triples(Dataset.from_list([row]))[0] == t[0]
+
+
+@pytest.mark.parametrize("row,want", PARTIAL.values(), ids=PARTIAL.keys())
+def test_partial_layouts(tmp_path, row, want):
+    with open(tmp_path/"x.csv", "w", newline="") as f: w = csv.DictWriter(f, row); w.writeheader(); w.writerow(row)
+    for p in (tmp_path/"x.csv", [row]):
+        t = read_triples(p)[0]
+        assert {k: t[k] for k in ("prompt","safe","harmful","category")} == dict(safe="", harmful="", category="") | want
+
+
+def test_beavertails(tmp_path):
+    cat = dict(animal_abuse=False, theft=True)
+    rows = [dict(prompt=Q, response=H, category=cat, is_safe=False), dict(prompt=Q, response=R, category=dict(theft=False), is_safe=True), dict(prompt="Other?", response=R, category={}, is_safe=True)]
+    write_jsonl(rows, tmp_path/"x.jsonl")
+    with pytest.warns(UserWarning, match="1 × a safe response without a harmful one"): t = read_triples(tmp_path/"x.jsonl")
+    assert [dict(r) for r in t] == [dict(prompt=Q, safe=R, harmful=H, source="beavertails", category="theft")]
+
+
+def test_pku_rows_without_a_contrast_are_counted():
+    both = {**LAYOUTS["pku"], "is_response_0_safe": True}
+    with pytest.warns(UserWarning, match="2 rows form no triple: 2 × both responses are safe; 1 triples read"): read_triples([LAYOUTS["pku"], both, both])
+    with pytest.raises(DataError, match="line 1, field 'is_response_0_safe': expected true or false, found 'perhaps'"): read_triples([{**LAYOUTS["pku"], "is_response_0_safe": "perhaps"}])
+
+
+@pytest.mark.parametrize("kind", ["jsonl","json","wrapped","indented","csv","tsv","parquet","jsonl.gz","jsonl.bz2","jsonl.xz","csv.gz","json.zip"])
+def test_every_kind_of_file(tmp_path, kind):
+    row, lines = dict(prompt=Q+' "x", y\nz ü', safe=R, harmful=H), None
+    lines = json.dumps(row)+"\n"+json.dumps(row)+"\n"
+    def table(sep): s = io.StringIO(newline=""); w = csv.DictWriter(s, row, delimiter=sep); w.writeheader(); w.writerows([row,row]); return "\ufeff"+s.getvalue()
+    data = dict(jsonl=lines, json=json.dumps([row,row]), wrapped=json.dumps(dict(version=1, data=[row,row]), indent=1), indented=json.dumps([row,row], indent=2), csv=table(","), tsv=table("\t")).get(kind.split(".")[0])
+    p = tmp_path/("x."+dict(wrapped="json", indented="json").get(kind, kind))
+    if kind=="parquet": pq.write_table(pa.Table.from_pylist([row,row]), p)
+    elif kind.endswith(".zip"):
+        with zipfile.ZipFile(p, "w") as z: z.writestr("x.json", data)
+    else:
+        with dict(gz=gzip.open, bz2=bz2.open, xz=lzma.open).get(kind.split(".")[-1], open)(p, "wb") as f: f.write(data.encode())
+    t = read_triples(p)
+    assert len(t) == 2 and t[1]["prompt"] == row["prompt"]
+    assert len(read_triples(tmp_path)) == 2                                                # the folder of it
+
+
+def test_datasets_lists_and_mapping(tmp_path):
+    rows = [dict(ask=Q, good=R, bad=H)]; names = dict(prompt="ask", safe="good", harmful="bad")
+    assert read_triples(rows, columns=names)[0]["harmful"] == H
+    assert read_triples(DatasetDict(train=Dataset.from_list(rows)), columns=names)[0]["prompt"] == Q
+    with pytest.raises(ValueError, match="there are train"): read_triples(DatasetDict(train=Dataset.from_list(rows)), split="test")
+    with pytest.raises(DataError, match="columns ask, bad, good; say which is which with columns=dict"): read_triples(rows)
+    with pytest.raises(ValueError, match="name the columns for prompt"): read_triples(rows, columns=dict(question="ask"))
+    with pytest.raises(DataError, match="field 'god': missing"): read_triples(rows, columns={**names, "safe": "god"})
+    write_jsonl([LAYOUTS["ours"]], tmp_path/"a.jsonl"); write_jsonl([LAYOUTS["raw"]], tmp_path/"b.jsonl")
+    assert len(read_triples([tmp_path/"a.jsonl", tmp_path/"b.jsonl"])) == len(read_triples(tmp_path)) == 2
+
+
+def test_hub_id_that_cannot_be_had(monkeypatch):
+    import derta_kit.records as rec
+    def no(*a, **k): raise ConnectionError("no route")
+    monkeypatch.setattr(rec, "load_dataset", no)
+    with pytest.raises(OSError, match="someone/triples: no such file.*ConnectionError: no route.*Check the spelling"): read_triples("someone/triples")
+    monkeypatch.setattr(rec, "load_dataset", lambda name, split: Dataset.from_list([LAYOUTS["pku"]]))
+    assert read_triples("someone/triples")[0]["harmful"] == H
+
+
+@pytest.mark.parametrize("name,data,says", [
+    ("x.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n'*500)[:-30], "cut off"),
+    ("x.jsonl.gz", b"plain text", "cannot be"),
+    ("x.jsonl.xz", lzma.compress(b'{"prompt": "a"}\n'*500)[:-20], "cut off"),
+    ("x.parquet", b"PAR1 and nothing else", "not a Parquet file"),
+    ("x.json", b'[{"prompt": "a"}, {"prom', "not valid JSON"),
+    ("x.json", b'"text"', "expected an object"),
+    ("x.csv", b'question\n"never closed', "not valid CSV"),
+    ("x.csv", b'question,b\nonly one\n', "line 2: has 1 cells where the heading has 2"),
+    ("x.csv", "question\nK\u00f6ln\n".encode("latin-1"), "line 2, field 'question': holds bytes that are not valid UTF-8"),
+    ("x.jsonl", b'{"prompt": ' + b"[" * 100_000, "not valid JSON"),
+    ("x.jsonl", b'{"prompt": ' + b"9" * 10_000 + b"}", "line 1"),
+    ("x.jsonl", b"", "holds no triple"),
+    ("x.jsonl", b"\x00\x00\x00", "line 1"),
+])
+def test_broken_files_are_named(tmp_path, name, data, says):
+    (tmp_path/name).write_bytes(data)
+    with pytest.raises(DataError, match=says) as e: read_triples(tmp_path/name)
+    assert name in str(e.value)
+
+
+def test_a_huge_field_is_read(tmp_path):
+    big = "word "*400_000
+    with open(tmp_path/"x.csv", "w", newline="") as f: w = csv.writer(f); w.writerow(["prompt","safe","harmful"]); w.writerow([Q, R, big])
+    assert read_triples(tmp_path/"x.csv")[0]["harmful"] == big
+
+
+_value = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=6) | st.sampled_from(["role","content","from","value"]), s, max_size=3), max_leaves=6)
+_field = st.sampled_from(sorted({k for r in [*LAYOUTS.values(), *(r for r,_ in PARTIAL.values())] for k in r} | {"prefix","text","response","is_safe","messages","conversations","completion"}))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.one_of(_value, st.dictionaries(_field, _value, max_size=6), st.sampled_from([*LAYOUTS.values(), *(r for r,_ in PARTIAL.values())])), max_size=4),
+       kind=st.sampled_from(["jsonl","json","csv"]), cut=st.integers(0, 60), enc=st.sampled_from(["utf-8","latin-1","utf-16","utf-8-sig"]), reader=st.sampled_from([read_triples, read_pairs]))
+def test_fuzz(tmp_path, rows, kind, cut, enc, reader):
+    if kind=="csv":
+        s = io.StringIO(); w = csv.writer(s); head = next((list(r) for r in rows if isinstance(r, dict) and r), ["prompt"])
+        w.writerow(head); [w.writerow(list(map(str, r.values())) if isinstance(r, dict) else [str(r)]) for r in rows]; text = s.getvalue()
+    else: text = json.dumps(rows) if kind=="json" else "\n".join(map(json.dumps, rows))
+    p = tmp_path/f"x.{kind}"; data = text.encode(enc, errors="replace"); p.write_bytes(data[:len(data)-cut] if cut < len(data) else data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for r in reader(p):
+                assert r["prompt"].strip() and all(isinstance(v, str) for v in r.values())
+                for v in r.values(): v.encode()
+        except DataError as e: assert str(p) in str(e)
+
+
+def test_skipped_and_kept_add_up(tmp_path):
+    rng, good, p = random.Random(0), 0, tmp_path/"x.jsonl"
+    with open(p, "wb") as f:
+        for _ in range(300):
+            bad = rng.random() < .3; good += not bad
+            f.write((b'{"prompt": 3}' if bad else json.dumps(LAYOUTS["ours"]).encode())+b"\n") if good or not bad else f.write(b"\n")
+    kept = []
+    with pytest.warns(UserWarning): ds = read_triples(p, on_error="skip", problems=kept)
+    assert len(ds) == good and len(ds)+len(kept) == sum(1 for l in open(p) if l.strip())
+
+
+def test_release_round_trip_keeps_awkward_text(tmp_path):
+    rows = [dict(prompt=" Hi?  ", safe=" Sorry, no. ", harmful="  a  b\n\nc <|end_of_text|>"), dict(prompt="Q", safe="Sorry, 1.", harmful="one"), dict(prompt="Q", safe="Sorry, 2.", harmful="two words"),
+            dict(prompt="Q", safe="Sorry, 1.", harmful="three words here now")]
+    write_jsonl(release_rows(rows), tmp_path/"x.jsonl")
+    assert [{k: r[k] for k in ("prompt","safe","harmful")} for r in read_triples(tmp_path/"x.jsonl")] == rows
+    with pytest.raises(ValueError, match="row 0.*own mark"): list(release_rows([dict(prompt="[INST]", safe="a", harmful="b")]))
+    with pytest.raises(ValueError, match="row 0: no harmful"): list(release_rows([dict(prompt="q", safe="a", harmful="")]))
+
+
+def test_pairs():
+    for row in (dict(prompt="a", response="b"), dict(instruction="a", input="", output="b"), dict(messages=[dict(role="system", content="s"), *say("a","b")]), dict(conversations=[{"from":"human","value":"a"},{"from":"gpt","value":"b"}]),
+                dict(prompt="a", completion="b"), dict(prompt=say("a"), completion=say("","b")[1:])):
+        assert read_pairs([row])[0] == dict(prompt="a", response="b", kind="helpful")
+    assert read_pairs([dict(instruction="a", input="c", output="b")])[0]["prompt"] == "a\n\nc"
+    with pytest.warns(UserWarning, match="2 further messages"): read_pairs([dict(messages=say("a","b","c","d"))])
+    for row,says in ((dict(messages=[]), "expected a list of messages"), (dict(messages=say("a")), "then one by the assistant"), (dict(messages=["a"]), "role and content"), (dict(prompt="a"), "missing"), (dict(x="a"), "unknown layout")):
+        with pytest.raises(DataError, match=says): read_pairs([row])
+
+
+def test_mixture_counts_and_repeats():
+    a, b = [dict(prompt=str(i), response="x") for i in range(10)], [dict(prompt=f"b{i}", response="x") for i in range(3)]
+    m = mixture(dict(a=(a,2), b=(b,1)), 30)
+    assert sum(r["kind"]=="a" for r in m) == 20 and sum(r["kind"]=="b" for r in m) == 10
+    assert m == mixture(dict(a=(a,2), b=(b,1)), 30) != mixture(dict(a=(a,2), b=(b,1)), 30, seed=1)
+    for bad in ({}, dict(a=(a,0)), dict(a=(a,-1), b=(b,2))):
+        with pytest.raises(ValueError, match="weight"): mixture(bad, 3)
+    with pytest.raises(ValueError, match="'b' is empty"): mixture(dict(a=(a,1), b=([],1)), 4)
+
+
+@pytest.mark.parametrize("file,n,full", [("instructions/safety_tuned_llamas_2483.json", 2483, "safe"), ("instructions/harmful_train.json", 260, None), ("derta/test/safety_illegal_instructions_200.json", 200, None), ("xstest/xstest_prompts.csv", 450, None)])
+def test_real_files(file, n, full):
+    f = SHARED/file
+    if not f.exists(): pytest.skip(f"../shared/data is absent: {file} cannot be read")
+    ds = read_triples(f)
+    assert len(ds) == n and all(ds["prompt"]) and (not full or all(ds[full]))
+
+
+def test_demo_data_is_stored_in_its_own_layout(): assert read_triples(str(__import__("derta_kit.data").data.DEMO_DIR/"triples.jsonl"))[:] == demo_data()["triples"][:]
