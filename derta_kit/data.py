@@ -91,6 +91,12 @@ def _fields(prompt="prompt", safe=None, harmful=None, category="category", sourc
         return Triple(part(prompt), part(safe), part(harmful), (r.optional(source) if source else "") or name, r.optional(category) if category else "")
     return read
 
+def _gaps(r):
+    "Our own layout, its gaps named in `missing`."
+    gaps = r.row["missing"]
+    if not isinstance(gaps, list) or not {*map(str, gaps)} <= {"safe","harmful"}: raise r.error("missing", f"expected a list with safe, harmful or both, found {str(gaps)[:60]}")
+    return Triple(r.text("prompt"), *("" if c in gaps else r.text(c) for c in ("safe","harmful")), r.optional("source"), r.optional("category"))
+
 def _pku(r):
     "PKU-SafeRLHF: two answers, of which one must be safe and the other not."
     a, b = r.flag("is_response_0_safe"), r.flag("is_response_1_safe")
@@ -155,6 +161,7 @@ def _paired(rows, name):
 _QUESTIONS = ("prompt", "question", "instruction", "goal", "Goal", "forbidden_prompt", "behavior", "query", "text")   # what a column of questions is called
 
 LAYOUTS = {   # name: (columns that tell it, reader); the first that fits is taken
+    "ours, with gaps": ({"prompt","missing"}, _gaps),
     "release, training": ({"prefix","text","safe"}, _training),
     "release, raw": ({"instruction","output","safe_response"}, _fields("instruction", "safe_response", "output")),
     "ours": ({"prompt","safe","harmful"}, _fields(safe="safe", harmful="harmful", source="source")),
@@ -180,7 +187,7 @@ def _layout(r, columns=None):
     for name in ("ours", "release, raw"):        # one field short: say which
         need = LAYOUTS[name][0]
         if len(miss := need-have)==1 and len(need & have)==2: raise r.error(*miss, f"missing; the row has {', '.join(sorted(map(str, have)))[:300]}")
-    if not have & {"response","output","completion","safe","harmful","answer"}:
+    if not have & {"missing","response","output","completion","safe","harmful","answer"}:
         for q in _QUESTIONS:
             if q in have: return "questions", _fields(q, category=next((c for c in ("category","Category","type") if c in have), None), name="questions")
     raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, have)))[:300]}; say which is which with columns=dict(prompt=…, safe=…, harmful=…), "
@@ -234,11 +241,12 @@ def write_jsonl(
     rows,   # dicts, dataclasses, or a Dataset
     path,   # the file; it appears only when complete
 ):
-    "JSON Lines, UTF-8, written whole or not at all; parts of a triple that are still missing are left out."
+    "JSON Lines, UTF-8, written whole or not at all; parts of a triple that are still missing are named in `missing`, so that a gap is never taken for a mistake nor a mistake for a gap."
     with atomically(path) as tmp, open(tmp, "w", encoding="utf-8") as f:
         for r in rows:
             r = r if isinstance(r, dict) else asdict(r)
-            f.write(json.dumps({k:v for k,v in r.items() if v != "" or k not in ("safe","harmful")}, ensure_ascii=False) + "\n")
+            gaps = [k for k in ("safe","harmful") if r.get(k)==""]
+            f.write(json.dumps({**{k:v for k,v in r.items() if k not in gaps}, **(dict(missing=gaps) if gaps else {})}, ensure_ascii=False) + "\n")
 
 def read_jsonl(path)->Dataset:
     "Any JSON Lines file of ours as a Dataset, its bad lines named."

@@ -36,7 +36,7 @@ def row_gates(
 )->list[str]:              # names of the gates that it does not pass
     "What is wrong with a row by itself."
     if not (row["prompt"] and row["safe"] and row["harmful"]): return ["missing"]
-    out, f = [], find_refusal(row["harmful"])
+    out, f = [], find_refusal(" ".join(row["harmful"].split(None, early+20)[:early+20]))     # what comes later does not count, and a search through long text costs
     if f and f.word < early: out.append("refuses")
     if not find_refusal(row["safe"]): out.append("complies")
     if len(row["harmful"].split()) < min_harmful or len(row["safe"].split()) < min_safe: out.append("short")
@@ -64,7 +64,7 @@ def near_duplicates(
     lsh, out = RMinHashLSH(threshold, _PERM, 12), {}
     for s in tqdm(range(0, n, batch), desc=desc, disable=desc is None, unit="batch"):
         here = texts(slice(s, min(n, s+batch))); sets = [shingles(t) for t in here]
-        marks = RMinHash.from_token_sets([sorted(x) for x in sets], _PERM, _SEED)
+        marks = RMinHash.from_token_sets([list(x) for x in sets], _PERM, _SEED)
         lsh.insert_many(marks, s)
         for i,near in enumerate(lsh.query_all(marks), s):
             for j in sorted(near):

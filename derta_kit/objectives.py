@@ -9,8 +9,9 @@ __all__ = ['KINDS', 'HELPFUL', 'MLE', 'RTO', 'OBJECTIVES', 'Objective', 'objecti
 # %% ../nbs/04_objectives.ipynb #7648f766
 import math, random
 from dataclasses import dataclass, replace
+from itertools import repeat
 from .models import prompt_ids, response_end, text_ids
-from .prefix_tree import Tree, collate
+from .prefix_tree import Target, Tree, collate
 from .refusals import refusal_token_id
 
 # %% ../nbs/04_objectives.ipynb #541dc332
@@ -64,6 +65,8 @@ def _keep(targets, n, rng, share):
     return [t for t in targets if n-len(targets)+t[0] in drawn]
 
 # %% ../nbs/04_objectives.ipynb #f65859b9
+def _targets(ids, weight, kind): return list(map(Target._make, zip(range(len(ids)), ids, repeat(weight), repeat(kind))))
+
 def triple_tree(
     q:list, r:list, h:list,   # token ids of prompt, safe response with its end, harmful response without
     refusal:int,              # the refusal token's id
@@ -76,10 +79,10 @@ def triple_tree(
     r, h = r[:room], h[:min(room, math.ceil(len(h)*rng.uniform(o.crop, 1)))] if o.crop < 1 else h[:room]
     ks = _cuts(min(len(h), room-len(r)), rng, o)
     t = Tree(); root = t.add(q)
-    rto = _keep([(i, refusal, o.rto_weight, RTO) for i in range(len(h)+1)], len(q)+len(h)+1, rng, o.rto_keep) if o.rto else []
+    rto = _keep(_targets([refusal]*(len(h)+1), o.rto_weight, RTO), len(q)+len(h)+1, rng, o.rto_keep) if o.rto else []
     shown = max(ks + [i for i,*_ in rto])
     hn = t.add(h[:shown], root, targets=rto)
-    for k in ks: t.add(r[:-1], hn, k, [(i, x, o.mle_weight, MLE) for i,x in enumerate(r)])
+    for k in ks: t.add(r[:-1], hn, k, _targets(r, o.mle_weight, MLE))
     return t
 
 def sft_tree(
@@ -90,7 +93,7 @@ def sft_tree(
     "MLE on an ordinary pair."
     if len(q) > max_length-2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
     t = Tree(); r = r[:max_length-len(q)]
-    t.add(r[:-1], t.add(q), targets=[(i, x, 1., kind) for i,x in enumerate(r)])
+    t.add(r[:-1], t.add(q), targets=_targets(r, 1., kind))
     return t
 
 # %% ../nbs/04_objectives.ipynb #3667ee10
@@ -116,8 +119,12 @@ def paper_tree(
     return t
 
 # %% ../nbs/04_objectives.ipynb #7ab7e7ff
+def _column(rows, name):
+    "All values of a column, of a list of rows or of a `Dataset` that may be larger than memory."
+    return (x for b in rows.select_columns([name]).iter(2000) for x in b[name]) if hasattr(rows, "select_columns") else (r[name] for r in rows)
+
 class TreeDataset:
-    "Trees of triples and helpful pairs, by row; redrawn each epoch."
+    "Trees of triples and helpful pairs, by row; redrawn each epoch. Text becomes tokens when a row is asked for, so a `Dataset` on disk stays there."
     def __init__(self,
         tokenizer,
         triples,                 # rows with prompt, safe, harmful
@@ -126,28 +133,28 @@ class TreeDataset:
         seed:int=0,
     ):
         self.tok, self.o, self.seed, self.epoch = tokenizer, o, seed, 0
-        self.refusal, end = refusal_token_id(tokenizer, o.word), response_end(tokenizer)
-        self.rows, self.triples = [], list(triples)
-        for i,t in enumerate(self.triples):
-            if gaps := [c for c in ("prompt","safe","harmful") if not t[c]]: raise ValueError(f"triple {i} has no {' and no '.join(gaps)}; fill it in first, with derta_kit.complete or derta_data complete")
-            self.rows.append(("triple", i, None if o.recipe=="paper" else (prompt_ids(tokenizer, t["prompt"]), text_ids(tokenizer, t["safe"])+end, text_ids(tokenizer, t["harmful"]))))
-        for i,t in enumerate(helpful): self.rows.append(("helpful", i, self._pair(t, end)))
+        self.refusal, self.end = refusal_token_id(tokenizer, o.word), response_end(tokenizer)
+        self.triples, self.helpful = triples, helpful
+        for c in ("prompt","safe","harmful"):
+            for i,x in enumerate(_column(triples, c)):
+                if not x: raise ValueError(f"triple {i} has no {c}; fill it in first, with derta_kit.complete or derta_data complete")
 
-    def _pair(self, t, end):
-        if self.o.recipe!="paper": return prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["response"])+end
+    def _pair(self, t):
+        if self.o.recipe!="paper": return prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["response"])+self.end
         bos = [self.tok.bos_token_id] if self.tok.bos_token_id is not None else []
-        return bos+text_ids(self.tok, f"[INST] {t['prompt']} [\\INST]"), text_ids(self.tok, " "+t["response"])+end
+        return bos+text_ids(self.tok, f"[INST] {t['prompt']} [\\INST]"), text_ids(self.tok, " "+t["response"])+self.end
 
     def set_epoch(self, epoch:int): self.epoch = epoch
-    def __len__(self): return len(self.rows)
+    def __len__(self): return len(self.triples)+len(self.helpful)
 
     def __getitem__(self, n)->Tree:
-        use, i, ids = self.rows[n]
+        i, use = (n, "triple") if n < len(self.triples) else (n-len(self.triples), "helpful")
         rng = random.Random(f"{self.seed}/{self.epoch}/{n}")
         try:
-            if use=="helpful": return sft_tree(*ids, self.o.max_length)
-            if self.o.recipe=="paper": return paper_tree(self.tok, self.triples[i], i, self.o, random.Random(f"{self.seed}/{n}"))
-            return triple_tree(*ids, self.refusal, self.o, rng)
+            if use=="helpful": return sft_tree(*self._pair(self.helpful[i]), self.o.max_length)
+            t = self.triples[i]
+            if self.o.recipe=="paper": return paper_tree(self.tok, t, i, self.o, random.Random(f"{self.seed}/{n}"))
+            return triple_tree(prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["safe"])+self.end, text_ids(self.tok, t["harmful"]), self.refusal, self.o, rng)
         except ValueError as e: raise ValueError(f"{use} {i}: {e}") from None
 
 # %% ../nbs/04_objectives.ipynb #d22b30ff

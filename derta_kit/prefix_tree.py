@@ -38,7 +38,7 @@ class Tree:
     def add(self, ids, parent=-1, at=None, targets=())->int:
         "Hang `ids` off node `parent` after `at` of its tokens (default: all); returns the new node's index."
         if parent >= 0: at = len(self.nodes[parent].ids) if at is None else at
-        self.nodes.append(Node(list(ids), parent, at or 0, [Target(*t) for t in targets]))
+        self.nodes.append(Node(list(ids), parent, at or 0, [t if t.__class__ is Target else Target(*t) for t in targets]))
         return len(self.nodes)-1
 
     def context(self, n:int)->list:

@@ -1,0 +1,47 @@
+"Models switched in place are the models themselves; bands hold what they should."
+import numpy as np, pytest, torch
+from derta_kit.compare import Comparison, Models, assistant_header, compare, recheck_curve
+from derta_kit.models import load, prompt_ids
+from derta_kit.probe import RefusalCurve, refusal_curve
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    out = {}
+    for seed,name in enumerate(("a","b")):
+        m, _ = load("demo", "lora"); torch.manual_seed(seed)
+        for n,p in m.named_parameters():
+            if "lora_B" in n: torch.nn.init.normal_(p, std=.02)
+        out[name] = tmp_path_factory.mktemp(name); m.save_pretrained(out[name])
+    return out
+
+
+def test_switching_adapters_gives_each_its_own_curves(adapters, demo, demo_data):
+    rows = demo_data["harmful_eval"].select(range(3)); p, r = rows["prompt"][:], rows["harmful"][:]
+    c = compare(dict(b=adapters["b"], base=None, a=adapters["a"]), p, r, max_tokens=30, batch_tokens=128)
+    for name,adapter in dict(a=adapters["a"], b=adapters["b"], base=None).items():
+        m, tok = load("demo", adapter=adapter)
+        want = refusal_curve(m, tok, p[1], r[1], max_tokens=30)
+        assert np.allclose(c.curves[name][1].prob, want.prob, rtol=1e-3, atol=1e-7) and (c.curves[name][1].rank == want.rank).mean() > .9
+    assert set(c.kl) == {"a","b"} and all((k > -1e-5).all() for n in "ab" for k in c.kl[n])
+    df = c.to_frame(); assert len(df) == 3*sum(min(30, len(x)) for x in c.curves["base"]) and {"kl","prob","model"} <= set(df)
+
+
+def test_whole_models_and_errors(demo):
+    c = compare(dict(one=demo, two=demo), ["Hi"], ["Hello there."]); assert not c.kl and np.allclose(c.curves["one"][0].prob, c.curves["two"][0].prob)
+    with pytest.raises(ValueError, match="2 prompts and 1 responses"): compare(dict(one=demo), ["a","b"], ["c"])
+    with pytest.raises(ValueError, match="pair 0: the response has no tokens"): compare(dict(one=demo), ["a"], [""])
+
+
+def test_bands_cover_the_mean():
+    rng = np.random.default_rng(0)
+    cs = [RefusalCurve("p", ["x"]*8, rng.uniform(size=8), np.ones(8), np.zeros(8)) for _ in range(40)]
+    d = Comparison(dict(m=cs), {}).mean("prob", "m")
+    assert len(d) == 8 and (d.low <= d["mean"]).all() and (d["mean"] <= d.high).all() and .1 < (d.high-d.low).mean() < .3
+
+
+def test_header(demo):
+    tok = demo[1]; assert prompt_ids(tok, "x")[-len(assistant_header(tok)):] == assistant_header(tok)
+    from copy import deepcopy
+    bare = deepcopy(tok); bare.chat_template = None; assert "INST" in bare.decode(assistant_header(bare))
+    long = recheck_curve(*demo, "Hi", "word "*60, step=16); assert np.allclose(long, recheck_curve(*demo, "Hi", "word "*60, step=60), rtol=1e-3)
