@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from peft import PeftModel
 from .loss import head_logits
-from .models import load, prompt_ids, text_ids
+from .models import load, prompt_ids, text_ids, unwrap
 from .plots import NAMES, _bare, _style
-from .prefix_tree import Tree, collate, hidden_states, tree_limit, unwrap
-from .probe import RefusalCurve, _groups, _put, _read_positions
+from .prefix_tree import Tree, collate, hidden_states, tree_limit
+from .probe import _curve, _groups, _opener_mass, _put, _read_positions
 from .refusals import refusal_token_id
 
 # %% ../nbs/07b_compare.ipynb #86628aac
@@ -26,12 +26,12 @@ class Models:
         **kwargs             # of `models.load`
     ):
         whole = [m for m in models.values() if isinstance(m, tuple)]
-        self.models, self.peft = models, None
+        self.models, self.peft, self.slot = models, None, {n: f"adapter{i}" for i,n in enumerate(models)}   # a name may hold dots, a slot of peft's may not
         self.lm, self.tok = base if isinstance(base, tuple) else whole[0] if len(whole)==len(models) else load(base, **kwargs)
         for name,m in models.items():
             if m is None or isinstance(m, tuple): continue
-            if self.peft is None: self.peft = PeftModel.from_pretrained(self.lm, str(m), adapter_name=name)
-            else: self.peft.load_adapter(str(m), adapter_name=name)
+            if self.peft is None: self.peft = PeftModel.from_pretrained(self.lm, str(m), adapter_name=self.slot[name])
+            else: self.peft.load_adapter(str(m), adapter_name=self.slot[name])
         for m,_ in [(self.peft or self.lm, None), *whole]: m.eval()
 
     def __iter__(self): return iter(self.models)
@@ -41,7 +41,7 @@ class Models:
         "The model called `name`, for the length of a `with` block."
         m = self.models[name]
         if isinstance(m, tuple): yield m[0]; return
-        if m is not None: self.peft.set_adapter(name)
+        if m is not None: self.peft.set_adapter(self.slot[name])
         with self.peft.disable_adapter() if m is None and self.peft else nullcontext(): yield self.peft or self.lm
 
 # %% ../nbs/07b_compare.ipynb #7dc9c967
@@ -128,6 +128,7 @@ def compare(
     recheck=(),                  # names of models that are also asked with the header put in again
     max_tokens:int=512,          # of each response
     batch_tokens:int=2048,       # tokens in one forward pass
+    openers=None, top:int=0,     # as in `probe.refusal_curves`
 )->Comparison:
     "Curves of every model on every response, and KL to the model called base, where there is one."
     if len(prompts)!=len(responses): raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses")
@@ -145,11 +146,12 @@ def compare(
             with ms.use(n) as m:
                 b = _put(collate(_response_trees(ids, group), limit=limits[n]), m)
                 states[n] = head_logits(unwrap(m)), hidden_states(m, b).flatten(0,1)[b["target_pos"]]
-            prob, rank, logp = _read_positions(*states[n], sorry, b["target_ids"]); s = 0
+                mass = {j: _opener_mass(m, tok, *ids[j], openers, limits[n]) for j in group} if openers else {}
+            read, s = _read_positions(*states[n], sorry, b["target_ids"], top), 0
             div = _kl(states[n], states["base"]) if n in kl and "base" in states else None
             for j in group:
                 k = slice(s, s+len(ids[j][1])); s = k.stop
-                curves[n][j] = RefusalCurve(prompts[j], [tok.decode([t]) for t in ids[j][1]], prob[k], rank[k], logp[k], None, word)
+                curves[n][j] = _curve(tok, prompts[j], ids[j][1], [x[k] for x in read], mass.get(j), word)
                 if div is not None: kl[n][j] = div[k]
     again = {}
     for n in recheck:

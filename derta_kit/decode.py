@@ -12,8 +12,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import Cache, TopPLogitsWarper
 from transformers.cache_utils import DynamicLayer
-from .models import generate
-from .prefix_tree import tree_limit, unwrap
+from .models import generate, unwrap
+from .prefix_tree import tree_limit
 
 # %% ../nbs/03b_decode.ipynb #b20f409f
 class _Layer(DynamicLayer):

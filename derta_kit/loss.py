@@ -9,7 +9,8 @@ __all__ = ['head_logits', 'target_logprobs', 'step_total', 'tree_loss']
 import torch, torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from .objectives import KINDS
-from .prefix_tree import hidden_states, unwrap
+from .models import unwrap
+from .prefix_tree import hidden_states
 
 # %% ../nbs/05_loss.ipynb #f8b8bb67
 class _FrozenHead(torch.autograd.Function):

@@ -18,12 +18,12 @@ def adapters(tmp_path_factory):
 
 def test_switching_adapters_gives_each_its_own_curves(adapters, demo, demo_data):
     rows = demo_data["harmful_eval"].select(range(3)); p, r = rows["prompt"][:], rows["harmful"][:]
-    c = compare(dict(b=adapters["b"], base=None, a=adapters["a"]), p, r, max_tokens=30, batch_tokens=128)
-    for name,adapter in dict(a=adapters["a"], b=adapters["b"], base=None).items():
+    c = compare({"b": adapters["b"], "base": None, "a, lr 0.1": adapters["a"]}, p, r, max_tokens=30, batch_tokens=128)
+    for name,adapter in {"a, lr 0.1": adapters["a"], "b": adapters["b"], "base": None}.items():
         m, tok = load("demo", adapter=adapter)
         want = refusal_curve(m, tok, p[1], r[1], max_tokens=30)
         assert np.allclose(c.curves[name][1].prob, want.prob, rtol=1e-3, atol=1e-7) and (c.curves[name][1].rank == want.rank).mean() > .9
-    assert set(c.kl) == {"a","b"} and all((k > -1e-5).all() for n in "ab" for k in c.kl[n])
+    assert set(c.kl) == {"a, lr 0.1","b"} and all((k > -1e-5).all() for n in c.kl for k in c.kl[n])
     df = c.to_frame(); assert len(df) == 3*sum(min(30, len(x)) for x in c.curves["base"]) and {"kl","prob","model"} <= set(df)
 
 
