@@ -5,7 +5,7 @@ const NS = "http://www.w3.org/2000/svg";
 const WHAT = { prob: "P(refusal)", mass: "opener mass", rank: "rank", kl: "KL to base" };
 const el = (tag, props = {}, ...kids) => { const e = document.createElement(tag); for (const [k, v] of Object.entries(props)) k in e ? (e[k] = v) : e.setAttribute(k, v); e.append(...kids); return e; };
 const svg = (tag, props) => { const e = document.createElementNS(NS, tag); for (const [k, v] of Object.entries(props)) e.setAttribute(k, v); return e; };
-const num = (x) => x == null ? "–" : x === 0 ? "0" : x >= 0.001 && x < 10 ? x.toFixed(3) : x >= 10 ? x.toFixed(1) : x.toExponential(1);
+const num = (x) => x == null ? "–" : x === 0 || x === 1 ? String(x) : x >= 0.001 && x < 10 ? x.toFixed(3) : x >= 10 ? x.toFixed(1) : x.toExponential(1);
 let serial = 0;
 
 // Strength of a colour, 0 to 1, and the ends of the scale in words.
@@ -50,7 +50,7 @@ function render({ model, el: root, signal }) {
   const put = (k, x) => { model.set(k, x); model.save_changes(); };
 
   function drawPlot() {
-    const v = view(), n = v.tokens.length, W = Math.max(260, plot.clientWidth || 640), H = 150, L = 34, R = 8, T = 8, B = 22, what = model.get("colour");
+    const v = view(), n = v.tokens.length, W = Math.max(260, plot.clientWidth || 640), H = 150, L = 42, R = 8, T = 8, B = 22, what = model.get("colour");
     const s = scaleOf(what, model.get("scale") === "log", v), x = (i) => L + (W - L - R) * (n > 1 ? i / (n - 1) : 0.5), y = (p) => T + (H - T - B) * (1 - p);
     const g = svg("svg", { width: W, height: H, viewBox: `0 0 ${W} ${H}` });
     const text = (a, b, t, anchor) => { const e = svg("text", { x: a, y: b, "text-anchor": anchor, class: "dk-tick" }); e.textContent = t; g.append(e); };
@@ -155,7 +155,7 @@ function render({ model, el: root, signal }) {
     if (to !== null && !e.altKey && !e.ctrlKey && !e.metaKey) { move(to); e.preventDefault(); e.stopPropagation(); }
     else if (e.key === "Enter" || e.key === " ") { go(at); e.preventDefault(); e.stopPropagation(); }
   });
-  plot.addEventListener("click", (e) => { const b = plot.getBoundingClientRect(), n = view().tokens.length; move(Math.round((e.clientX - b.left - 34) / (b.width - 42) * (n - 1))); });
+  plot.addEventListener("click", (e) => { const b = plot.getBoundingClientRect(), n = view().tokens.length; move(Math.round((e.clientX - b.left - 42) / (b.width - 50) * (n - 1))); });
 
   function ask() { send({ type: "text" }); }
   function draw() { at = Math.min(Math.max(at, 0), Math.max(0, view().tokens.length - 1)); drawBar(); drawPlot(); drawStrip(); drawInfo(); drawRolls(); drawEdit(); }
