@@ -257,7 +257,7 @@ def derta_eval(
     "The demo's questions for one model: refusal under prefill, over-refusal, stutter, perplexity."
     with _polite():
         from derta_kit import data, models
-        from derta_kit.evaluate import scorecard
+        from derta_kit.scorecard import scorecard
         from derta_kit.report import demo_table, redacted
         s = redacted(scorecard(*models.load(model, adapter=adapter or None), data.demo_data(), bar=adapter or model), show_harmful)
         print(demo_table({adapter or model: s}).to_string())

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import torch
 from .data import data_hash, demo_data
-from .evaluate import scorecard
+from .scorecard import scorecard
 from .mix import mixed
 from .models import atomically, cache_dir, load
 from .objectives import TreeDataset, objective

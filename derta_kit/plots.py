@@ -64,7 +64,7 @@ def prefill_figure(
 
 # %% ../nbs/08_plots.ipynb #911da216
 def demo_figure(
-    scores:dict,     # model name → scorecard (`evaluate.scorecard`)
+    scores:dict,     # model name → scorecard (`scorecard.scorecard`)
 )->Figure:
     "Curves and bars of several models."
     fig, (a,b) = plt.subplots(1, 2, figsize=(11,3.6), width_ratios=(1.5,1), layout="constrained")

@@ -1,7 +1,7 @@
 "Curves against plain forward passes, and against their own edge cases."
 import pytest, torch
 from conftest import tiny
-from derta_kit.evaluate import perplexity, prefilled
+from derta_kit.scorecard import perplexity, prefilled
 from derta_kit.models import prompt_ids, text_ids
 from derta_kit.probe import _trie, refusal_curve, refusal_curves
 from derta_kit.refusals import OPENERS, refusal_token_id
