@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import Cache, TopPLogitsWarper
 from transformers.cache_utils import DynamicLayer
-from .models import generate, unwrap
+from .models import generate, text_ids, unwrap
 from .prefix_tree import tree_limit
 
 # %% ../nbs/03b_decode.ipynb #b20f409f
@@ -52,6 +52,7 @@ class Continuation(NamedTuple):
     text:str
     ended:bool       # by itself; else it was cut off at `max_new_tokens`
     n:int            # tokens, without the one that ends
+    ids:tuple=()     # those tokens
 
 def _choose(logits, rngs, temperature, top_p):
     "One token id a row of `logits` [rows, vocabulary]."
@@ -163,11 +164,14 @@ def _by_slots(model, tokenizer, rows, points, max_new, slots, temperature, top_p
             if t not in ends: j["new"].append(t)
             if t in ends or len(j["new"]) >= max_new:
                 s.jobs[i] = None
-                yield j["p"], Continuation(tokenizer.decode(j["new"], skip_special_tokens=True), t in ends, len(j["new"]))
+                yield j["p"], Continuation(tokenizer.decode(j["new"], skip_special_tokens=True), t in ends, len(j["new"]), tuple(j["new"]))
 
 def _by_generate(model, tokenizer, rows, points, max_new, slots, temperature, top_p, seed, keys):
     "The same by plain `generate`, for models whose cache is not a plain one."
-    how = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0, seed=seed) if temperature else {}
-    for p,t in enumerate(generate(model, tokenizer, [rows[i][:n] for i,n in points], max_new, slots, **how)):
-        n = len(tokenizer(t, add_special_tokens=False)["input_ids"])
-        yield p, Continuation(t, n < max_new, n)
+    how = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else {}
+    order = sorted(range(len(points)), key=lambda p: -points[p][1])
+    for s in range(0, len(order), slots):      # a batch at a time, so that a kill loses one
+        some = order[s:s+slots]
+        for p,t in zip(some, generate(model, tokenizer, [rows[i][:n] for i,n in (points[p] for p in some)], max_new, slots, seed=seed+s if temperature else None, **how)):
+            said = tuple(text_ids(tokenizer, t))
+            yield p, Continuation(t, len(said) < max_new, len(said), said)
