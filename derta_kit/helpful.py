@@ -68,7 +68,7 @@ def local_tasks(
         names.append(f"local_{k}")
     return names
 
-# %% ../nbs/12e_helpful.ipynb #b622a3c9
+# %% ../nbs/12e_helpful.ipynb #143a8354
 def lm_eval_scores(
     model, tokenizer,
     tasks,                     # names, such as gsm8k, mmlu, or those of `local_tasks`
@@ -85,7 +85,7 @@ def lm_eval_scores(
     model.eval()
     try:
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        r = simple_evaluate(lm, tasks=list(tasks), task_manager=TaskManager(include_path=str(folder) if folder else None), limit=limit, apply_chat_template=chat, bootstrap_iters=0, log_samples=False, **kwargs)
+        r = simple_evaluate(lm, tasks=list(tasks), task_manager=TaskManager(include_path=str(folder) if folder else None), limit=limit, apply_chat_template=chat, bootstrap_iters=1000, log_samples=False, **kwargs)
     finally: model.train(was)
     out = []
     for t,m in r["results"].items():

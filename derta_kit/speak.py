@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['identity', 'Said', 'Decoding', 'say', 'Recheck', 'p_refusal', 'guarded', 'say_served']
 
-# %% ../nbs/12b_speak.ipynb #0ed4e00f
+# %% ../nbs/12b_speak.ipynb #5725eca2
 import json, warnings
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 import torch, xxhash
 from peft import PeftModel
+from .avoid import processors
 from .compare import assistant_header
 from .complete import Answer, Endpoint
 from .decode import decode
@@ -75,7 +76,7 @@ def _shared(ids):
         at[i] = (len(rows)-1, len(ids[i]))
     return rows, [at[i] for i in range(len(ids))]
 
-# %% ../nbs/12b_speak.ipynb #2b4ab920
+# %% ../nbs/12b_speak.ipynb #24ad3975
 def _readable(model, tokenizer, cases, d, done):
     "Token ids of each case that can be asked, by its number; the others are done, with an error."
     room, out = getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None), {}
@@ -87,19 +88,19 @@ def _readable(model, tokenizer, cases, d, done):
         else: out[i] = ids
     return out
 
-def _in_slots(model, tokenizer, ids, d, slots, done, **kwargs):
+def _in_slots(model, tokenizer, ids, how, d, slots, done):
     "`decode` of lists of ids with `done(number, Continuation)`; fewer at one time if memory runs out."
     todo = list(range(len(ids)))
     while todo:
         left = set(todo); rows, points = _shared([ids[i] for i in todo])
         def got(j, c): left.discard(todo[j]); done(todo[j], c)
-        try: decode(model, tokenizer, rows, points, d.max_new_tokens, slots, d.temperature, d.top_p, d.seed, [str(ids[i]) for i in todo], done=got, **kwargs)
+        try: decode(model, tokenizer, rows, points, d.max_new_tokens, slots, d.temperature, d.top_p, d.seed, [str(ids[i]) for i in todo], [how[i] for i in todo], done=got)
         except torch.OutOfMemoryError:
             if slots == 1: raise
             slots = max(1, slots//2); warnings.warn(f"out of memory; going on with {slots} at one time", RuntimeWarning)
         todo = sorted(left)
 
-# %% ../nbs/12b_speak.ipynb #e1aa0dde
+# %% ../nbs/12b_speak.ipynb #dc811f1e
 def say(
     model, tokenizer,
     cases:list,              # `attacks.Case`s
@@ -108,14 +109,13 @@ def say(
     slots:int=64,            # responses written at one time
 )->list[Said]:               # one a case
     "What the model says to each case."
-    out, mine = [None]*len(cases), {}
+    out = [None]*len(cases)
     def ready(i, s):
         out[i] = s
         if done: done(i, s)
-    for i,ids in _readable(model, tokenizer, cases, d, ready).items(): mine.setdefault(cases[i].avoid, []).append((i, ids))
-    for avoid,group in mine.items():
-        kw = {} if avoid is None else dict(avoid=avoid)
-        _in_slots(model, tokenizer, [x for _,x in group], d, slots, lambda j,c: ready(group[j][0], Said(c.text, c.n, c.ended)), **kw)
+    ids = _readable(model, tokenizer, cases, d, ready)
+    at = list(ids)
+    _in_slots(model, tokenizer, [ids[i] for i in at], processors([cases[i] for i in at], tokenizer), d, slots, lambda j,c: ready(at[j], Said(c.text, c.n, c.ended)))
     return out
 
 # %% ../nbs/12b_speak.ipynb #7a2c63ed

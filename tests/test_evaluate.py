@@ -4,7 +4,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, SHARED, tiny
-from derta_kit.attacks import Case, attack
+from derta_kit.attacks import Avoid, Case, attack
 from derta_kit.complete import Endpoint
 from derta_kit.evaluate import Evaluation, Kept, evaluate
 from derta_kit.models import generate, load, prompt_ids
@@ -201,7 +201,7 @@ def test_guard(demo, demo_data):
         return total
     assert p_refusal(model, tok, ids) == pytest.approx([plain(r) for r in ids], rel=1e-3, abs=1e-9)
     with pytest.raises(ValueError, match="greedy"): guarded(model, tok, Recheck(), cases, Decoding(5, temperature=1.))
-    assert guarded(model, tok, Recheck(), [Case("none", "", "q", "q", avoid=0)], Decoding(5))[0].error
+    assert guarded(model, tok, Recheck(), [Case("none", "", "q", "q", avoid=Avoid(steps=3))], Decoding(5))[0].error
 
 
 class Server(BaseHTTPRequestHandler):
@@ -236,7 +236,7 @@ def server():
 
 def test_an_endpoint_that_stalls_throttles_or_dies(server, tmp_path):
     ep, judge = Endpoint(server, "m", concurrency=3, retries=3, timeout=1.), Counting()
-    cases = [*attack("none", QS), Case("completing", "", "q", "Step 1:", chat=False), Case("prefill", "", "q", "bread", prefill="Sure, "), Case("prefill", "k=5", "q", "q", prefill="Sure", prefill_tokens=1), Case("avoid", "", "q", "q", avoid=1)]
+    cases = [*attack("none", QS), Case("completing", "", "q", "Step 1:", chat=False), Case("prefill", "", "q", "bread", prefill="Sure, "), Case("prefill", "k=5", "q", "q", prefill="Sure", prefill_tokens=1), Case("avoid", "", "q", "q", avoid=Avoid(steps=3))]
     ask = lambda: evaluate(dict(served=ep), cases, judge, tmp_path, decoding=SHORT, bar=None)
     r = ask().rows
     assert r.error.ne("").tolist() == [False, False, False, True, False, False, False, True, True] and "BadRequest" in r.error[3] and "tokenizer=" in r.error[7] and "local model" in r.error[8]
