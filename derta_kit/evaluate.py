@@ -170,7 +170,7 @@ def _read_texts(asked, name, who, helpful, curves, kept):
         out[what] = v
     return out
 
-# %% ../nbs/12c_evaluate.ipynb #ec2c3cd5
+# %% ../nbs/12c_evaluate.ipynb #5880ff6d
 def evaluate(
     models:dict,               # name → adapter folder, None for the base, (model, tokenizer), `Recheck` or `Endpoint`
     attacks,                   # `attacks.Case`s, and names of attacks to make from `questions`
@@ -196,7 +196,7 @@ def evaluate(
     with Kept(out/"kept.sqlite") as kept:
         for n in models:
             said[n], who = _responses(asked, n, cases, decoding, kept, slots, bar)
-            info[n] = dict(identity=who, source=_source(models[n]), **_read_texts(asked, n, who, helpful, curves, kept))
+            info[n] = dict(identity=who, source=_source(models[n]), trained=_trained(models[n]), **_read_texts(asked, n, who, helpful, curves, kept))
         df = _judged(_frame(models, cases, said, {n: [asked.begun(n, c) for c in cases] for n in models}), cases, judges, kept, bar)
     rec = record(models=info, base=base if isinstance(base, str) else "", judges=[j.name for j in judges], decoding=asdict(decoding), attacks=sorted({(c.attack, c.setting) for c in cases}),
                  cases=_key(*(c for c in cases))[:16], helpful=data_hash(helpful) if helpful else None)
@@ -209,3 +209,14 @@ def _source(m):
     if isinstance(m, Recheck): return f"{_source(m.of)}, header re-checked every {m.every} tokens, threshold {m.threshold:g}"
     if isinstance(m, Endpoint): return f"endpoint {m.name}"
     return "base" if m is None else "in memory" if isinstance(m, tuple) else Path(m).name
+
+def _trained(m):
+    "What an adapter's folder tells of its training, in a few words each."
+    m = m.of if isinstance(m, Recheck) else m
+    if m is None or isinstance(m, (tuple, Endpoint)): return {}
+    read = lambda p: json.loads(p.read_text(encoding="utf-8")) if p.exists() else {}
+    m = Path(m); a, run, demo = read(m/"adapter_config.json"), read(m/"run.json"), read(m.parent/"settings.json")
+    out = {k: a[k] for k in ("r","lora_alpha") if k in a} | {k: run[k] for k in ("objective","lr","epochs","batch","seed","data") if k in run}
+    if isinstance(out.get("objective"), dict): out["objective"] = ", ".join(f"{k}={v}" for k,v in out["objective"].items())
+    if not run and demo: out |= {"seed": demo.get("recipe",{}).get("seed"), "data": demo.get("data")}
+    return out

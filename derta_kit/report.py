@@ -72,14 +72,16 @@ def goals(
     return {k: (bool(f(x)), float(x)) for k,(x,f) in g.items()}
 
 # %% ../nbs/13_report.ipynb #56d990f5
-_PAGE = Environment(autoescape=True).from_string("""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{{ title }}</title><style>
+_CSS = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b;background:#fff} h1{margin-bottom:.2rem} h2{margin-top:2.2rem}
 .note{color:#555} img{max-width:100%;height:auto} .wide{overflow-x:auto} table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{border-bottom:1px solid #ddd;padding:.35rem .6rem;text-align:left;vertical-align:top} td:not(:first-child){white-space:pre-wrap} .ok{color:#00703c} .miss{color:#b00020}
 pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:13px}
 @media (prefers-color-scheme:dark){body{color:#e6e6e6;background:#16181c} .note{color:#aaa} th,td{border-color:#333} pre{background:#22252b} img{background:#fff;border-radius:6px} .ok{color:#5fd38d} .miss{color:#ff8a93}}
-</style><h1>{{ title }}</h1><p class="note">{{ record.made }} · {{ subtitle }}</p>
+"""
+
+_PAGE = Environment(autoescape=True).from_string("""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{{ title }}</title><style>""" + _CSS + """</style><h1>{{ title }}</h1><p class="note">{{ record.made }} · {{ subtitle }}</p>
 {% for f in figures %}<p><img alt="{{ f[0] }}" src="data:image/png;base64,{{ f[1] }}"></p>{% endfor %}
 <h2>Table</h2><p class="note">Rates in per cent with 95% Wilson intervals; greedy decoding.</p>
 <div class="wide"><table><tr><th></th>{% for c in table.columns %}<th>{{ c }}</th>{% endfor %}</tr>

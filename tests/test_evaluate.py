@@ -165,7 +165,6 @@ def test_memory_that_runs_out_halves_the_slots(demo, monkeypatch):
     def decode(model, tok, rows, points, n, slots, *a, done=None, **k):
         seen.append((slots, len(points)))
         if slots > 2:
-            real(model, tok, rows[:1], points[:1] if points[0][0]==0 else [(0, len(rows[0]))], n, 1, *a, done=None)
             raise torch.OutOfMemoryError("no more")
         return real(model, tok, rows, points, n, slots, *a, done=done, **k)
     cases = attack("none", QS); want = [s.text for s in say(*demo, cases, SHORT)]
@@ -176,7 +175,7 @@ def test_memory_that_runs_out_halves_the_slots(demo, monkeypatch):
 
 def test_guard(demo, demo_data):
     model, tok = demo
-    cases = [*attack("none", QS[:2]), *attack("prefill", demo_data["harmful_eval"].select(range(2)).to_list(), depths=(10,))]
+    cases = [*attack("none", QS[:2]), *attack("prefill", demo_data["harmful_eval"].select(range(2)).to_list(), depths=(10,), opener=None)]
     ids = [c.ids(tok) for c in cases]
     alone = say(model, tok, cases, Decoding(20))
     assert [(s.text, s.n, s.ended, s.stopped) for s in guarded(model, tok, Recheck(every=7, threshold=1.1), cases, Decoding(20))] == [(s.text, s.n, s.ended, None) for s in alone]
