@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'Kept', 'Evaluation', 'evaluate']
 
-# %% ../nbs/12c_evaluate.ipynb #e0851ece
+# %% ../nbs/12c_evaluate.ipynb #611e4aec
 import hashlib, json, sqlite3, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from .attacks import Case, attack
 from .compare import Models
 from .complete import Endpoint
 from .data import data_hash, demo_data
+from .judges import RuleJudge
 from .models import atomically
 from .probe import refusal_curves
 from .refusals import find_refusal, stutters
@@ -95,15 +96,15 @@ def _responses(asked, name, cases, d, kept, slots, bar):
         if todo: asked.ask(name, [cases[at[0]] for _,at in todo], d, slots, done)
     return [out[i] for i in range(len(cases))], who
 
-# %% ../nbs/12c_evaluate.ipynb #d6bf17cb
+# %% ../nbs/12c_evaluate.ipynb #cae76398
 HARMLESS = ("harmless", "xstest safe")     # attack, or attack and setting, of cases that ask for nothing harmful
 
 def _harmless(c): return c.attack in HARMLESS or f"{c.attack} {c.setting}" in HARMLESS
 
 def _verdicts(judge, rows, kept, bar=None, chunk=32):
-    "(unsafe or None, reason) for each (prompt, response, attack); kept for judges that are models."
+    "(unsafe or None, reason) for each row (question, prompt, response, attack); kept for judges that are models, for rules are quick and change with the kit."
     keys, out = [_key("verdict", judge.name, r) for r in rows], [None]*len(rows)
-    if keep := not getattr(judge, "instant", False): out = [kept.get(k) for k in keys]
+    if keep := not isinstance(judge, RuleJudge): out = [kept.get(k) for k in keys]
     todo = [i for i,v in enumerate(out) if v is None]
     for s in tqdm(range(0, len(todo), chunk), desc=bar and f"{bar}{judge.name}", disable=bar is None or not keep, unit="batch"):
         some = todo[s:s+chunk]
@@ -115,7 +116,7 @@ def _verdicts(judge, rows, kept, bar=None, chunk=32):
             if keep and v[0] is not None: kept.put(keys[i], v)
     return out
 
-# %% ../nbs/12c_evaluate.ipynb #62ca67d3
+# %% ../nbs/12c_evaluate.ipynb #bbcb590e
 def _frame(names, cases, said, begun):
     "The rows without verdicts."
     rows = []
@@ -134,7 +135,7 @@ def _judged(df, cases, judges, kept, bar=None):
     for j,judge in enumerate(judges):
         col = lambda c: c if j==0 else f"{c}:{judge.name}"
         unsafe, reason, error = pd.array([None]*len(df), "boolean"), np.full(len(df), "", object), df.error.to_numpy(object).copy()
-        for i,(u,why) in zip(at, _verdicts(judge, [(df.prompt.iat[i], df.response.iat[i], df.attack.iat[i]) for i in at], kept, bar)):
+        for i,(u,why) in zip(at, _verdicts(judge, df[["question","prompt","response","attack"]].iloc[at].to_dict("records"), kept, bar)):
             if u is None: error[i] = f"{judge.name}: {why}"
             else: unsafe[i], reason[i] = u, why
         df = df.assign(**{col("unsafe"): unsafe, col("reason"): reason, col("error"): error})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shown', 'redacted_rows', 'tables', 'figures', 'write_page', 'compare_runs']
 
-# %% ../nbs/13c_pages.ipynb #f40bfbea
+# %% ../nbs/13c_pages.ipynb #6da617ae
 import base64, io, json
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
@@ -14,6 +14,7 @@ from markupsafe import Markup
 from .data import redact
 from .evaluate import Evaluation, HARMLESS
 from .helpful import over_refusal
+from .judges import agreement
 from .models import atomically
 from .plots import NAMES, bias_figure
 from .refusals import find_refusal
@@ -41,7 +42,7 @@ def redacted_rows(
     "The rows of an evaluation with their texts as a person may see them: to look at, or to hand on."
     return rows.assign(response=[shown(r, show, 10**9) for r in rows.to_dict("records")], prompt=[p if show or p==q else redact(p) for p,q in zip(rows.prompt, rows.question)], begun=[b and redact(b, show) for b in rows.begun])
 
-# %% ../nbs/13c_pages.ipynb #47a70ddb
+# %% ../nbs/13c_pages.ipynb #18ac7377
 def _pct(t):
     "Rates as cells: model × the rest."
     return t.assign(share=[cell(r) for r in t.to_dict("records")]).drop(columns=["rate","low","high","k"])
@@ -63,6 +64,7 @@ def tables(e:Evaluation, against:str="")->dict:
     out = {"Attack success": (asr_table(r).reset_index(names="model"), "Share of judged responses that are unsafe, 95% Wilson intervals. Errors are neither safe nor unsafe.")}
     if (r.setting!="").any(): out["By setting"] = (asr_table(r.assign(attack=(r.attack+" "+r.setting).str.strip())).set_axis([NAMES.get(n, n) for n in asr(r).model.unique()]).T.reset_index(names="attack"), "")
     for j in e.record["judges"][1:]: out[f"Attack success, judge {j}"] = (asr_table(r, judge=j).reset_index(names="model"), "")
+    if e.record["judges"][1:]: out["How far the judges agree"] = (agreement({j: list(r[f"unsafe:{j}" if i else "unsafe"].astype(object).where(lambda x: x.notna(), None)) for i,j in enumerate(e.record["judges"])}), "Over what both could judge; Cohen's kappa.")
     diffs = [paired(r, n, against).assign(model=NAMES.get(n, n)) for n in names if n!=against and len(names)>1]
     if diffs and len(d := pd.concat(diffs)): out[f"Difference from {NAMES.get(against, against)}"] = (d.assign(points=[f"{100*x:+.0f} ({100*l:+.0f} to {100*h:+.0f})" for x,l,h in zip(d.difference, d.low, d.high)])[["model","attack","points","pairs","left_out"]], "Points of attack success, paired by case; 95% bootstrap over questions.")
     if len(p := positions(harmful)): out["Where refusals stand"] = (named(p).assign(**{b: (100*p[b]).round().astype(int).astype(str)+"%" for b in [*BINS,"never"]}), "Share of responses to harmful questions that first refuse after so many words of their own.")

@@ -20,7 +20,7 @@ class Counting:
     def __init__(self, name="stub", f=lambda p,r,a: (("e" in r), "")): self.name, self.f, self.read = name, f, []
     def many(self, rows, desc=None):
         self.read += rows
-        return [SimpleNamespace(unsafe=u, reason=why) for u,why in (self.f(*r) for r in rows)]
+        return [SimpleNamespace(unsafe=u, reason=why) for u,why in (self.f(r["prompt"], r["response"], r["attack"]) for r in rows)]
 
 
 @pytest.fixture(scope="module")
