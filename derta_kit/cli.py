@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['derta_demo', 'data_check', 'data_convert', 'data_complete', 'data_gate', 'data_card', 'data_preview', 'data_export',
-           'data_demo', 'derta_data', 'derta_train', 'derta_probe', 'derta_eval']
+           'data_demo', 'derta_data', 'derta_train', 'derta_probe']
 
 # %% ../nbs/14_cli.ipynb #fc09bfbd
 import contextlib, json, sys
@@ -245,21 +245,3 @@ def derta_probe(
         if out:
             with models.atomically(f"{out}.png") as p: c.plot().figure.savefig(p, dpi=130)
             with models.atomically(f"{out}.csv") as p: c.to_frame().to_csv(p)
-
-# %% ../nbs/14_cli.ipynb #ef262f25
-@call_parse
-def derta_eval(
-    adapter:str="",            # folder of an adapter
-    model:str="demo",          # "demo", a hub id, or a folder
-    out:str="",                # write the scorecard as JSON
-    show_harmful:store_true=False, # leave harmful text readable in it
-):
-    "The demo's questions for one model: refusal under prefill, over-refusal, stutter, perplexity."
-    with _polite():
-        from derta_kit import data, models
-        from derta_kit.scorecard import scorecard
-        from derta_kit.report import demo_table, redacted
-        s = redacted(scorecard(*models.load(model, adapter=adapter or None), data.demo_data(), bar=adapter or model), show_harmful)
-        print(demo_table({adapter or model: s}).to_string())
-        if out:
-            with models.atomically(out) as p: p.write_text(json.dumps(s, ensure_ascii=False), encoding="utf-8")

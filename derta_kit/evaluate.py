@@ -96,14 +96,16 @@ def _responses(asked, name, cases, d, kept, slots, bar):
         if todo: asked.ask(name, [cases[at[0]] for _,at in todo], d, slots, done)
     return [out[i] for i in range(len(cases))], who
 
-# %% ../nbs/12c_evaluate.ipynb #cae76398
+# %% ../nbs/12c_evaluate.ipynb #d30cdb76
 HARMLESS = ("harmless", "xstest safe")     # attack, or attack and setting, of cases that ask for nothing harmful
 
 def _harmless(c): return c.attack in HARMLESS or f"{c.attack} {c.setting}" in HARMLESS
 
 def _verdicts(judge, rows, kept, bar=None, chunk=32):
     "(unsafe or None, reason) for each row (question, prompt, response, attack); kept for judges that are models, for rules are quick and change with the kit."
-    keys, out = [_key("verdict", judge.name, r) for r in rows], [None]*len(rows)
+    lm, tok = (getattr(judge, a, None) for a in ("model","tok"))
+    who = f"{judge.name} {identity(lm, tok)}" if hasattr(lm, "named_parameters") else judge.name      # its weights count too
+    keys, out = [_key("verdict", who, r) for r in rows], [None]*len(rows)
     if keep := not isinstance(judge, RuleJudge): out = [kept.get(k) for k in keys]
     todo = [i for i,v in enumerate(out) if v is None]
     for s in tqdm(range(0, len(todo), chunk), desc=bar and f"{bar}{judge.name}", disable=bar is None or not keep, unit="batch"):
