@@ -15,6 +15,6 @@ setup(
     packages=["derta_kit"], include_package_data=False,
     package_data={"derta_kit": ["demo_data/*", "static/*"]}, zip_safe=False,
     python_requires=f">={cfg['min_python']}", install_requires=cfg["requirements"].split(),
-    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev","endpoint","trl")},
+    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev","endpoint","trl","eval")},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
 )

@@ -42,7 +42,7 @@ def redacted_rows(
     "The rows of an evaluation with their texts as a person may see them: to look at, or to hand on."
     return rows.assign(response=[shown(r, show, 10**9) for r in rows.to_dict("records")], prompt=[p if show or p==q else redact(p) for p,q in zip(rows.prompt, rows.question)], begun=[b and redact(b, show) for b in rows.begun])
 
-# %% ../nbs/13c_pages.ipynb #18ac7377
+# %% ../nbs/13c_pages.ipynb #8d44b184
 def _pct(t):
     "Rates as cells: model × the rest."
     return t.assign(share=[cell(r) for r in t.to_dict("records")]).drop(columns=["rate","low","high","k"])
@@ -66,7 +66,7 @@ def tables(e:Evaluation, against:str="")->dict:
     for j in e.record["judges"][1:]: out[f"Attack success, judge {j}"] = (asr_table(r, judge=j).reset_index(names="model"), "")
     if e.record["judges"][1:]: out["How far the judges agree"] = (agreement({j: list(r[f"unsafe:{j}" if i else "unsafe"].astype(object).where(lambda x: x.notna(), None)) for i,j in enumerate(e.record["judges"])}), "Over what both could judge; Cohen's kappa.")
     diffs = [paired(r, n, against).assign(model=NAMES.get(n, n)) for n in names if n!=against and len(names)>1]
-    if diffs and len(d := pd.concat(diffs)): out[f"Difference from {NAMES.get(against, against)}"] = (d.assign(points=[f"{100*x:+.0f} ({100*l:+.0f} to {100*h:+.0f})" for x,l,h in zip(d.difference, d.low, d.high)])[["model","attack","points","pairs","left_out"]], "Points of attack success, paired by case; 95% bootstrap over questions.")
+    if diffs and len(d := pd.concat(diffs)): out[f"Difference from {NAMES.get(against, against)}"] = (d.assign(points=[f"{100*x:+.0f} ({100*l:+.0f} to {100*h:+.0f})" for x,l,h in zip(d.difference, d.low, d.high)])[["model","attack","points","pairs","left_out"]].rename(columns={"left_out": "left out"}), "Points of attack success, paired by case; 95% bootstrap over questions.")
     if len(p := positions(harmful)): out["Where refusals stand"] = (named(p).assign(**{b: (100*p[b]).round().astype(int).astype(str)+"%" for b in [*BINS,"never"]}), "Share of responses to harmful questions that first refuse after so many words of their own.")
     fixed = [s.rename(columns=lambda c: c.replace(f"{n} ", "it ").replace(f"{against} ", "the other ")).assign(model=NAMES.get(n, n)) for n in names if n!=against and len(s := self_correction(r, n, against))]
     if fixed: out[f"What {NAMES.get(against, against)} fails"] = (pd.concat(fixed)[lambda t: ["model", *(c for c in t if c!="model")]], "Of the cases that it fails, how many another model defends, and how.")
@@ -83,10 +83,10 @@ def figures(e:Evaluation)->dict:
     if c := {n: [np.array(x) for x in m["curves"]] for n,m in e.record["models"].items() if m.get("curves")}: out["curves"] = bias_figure(c)
     return out
 
-# %% ../nbs/13c_pages.ipynb #e34f3304
+# %% ../nbs/13c_pages.ipynb #e3b25145
 _RUN = Environment(autoescape=True).from_string("""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{ title }}</title><style>{{ css }}
-.figs{display:flex;flex-wrap:wrap;gap:1rem} .figs img{flex:1 1 26rem;max-width:34rem} td.dim{color:#777}</style>
+.figs{display:flex;flex-wrap:wrap;gap:1rem} .figs img{flex:1 1 26rem;min-width:0;max-width:34rem} td.dim{color:#777}</style>
 <h1>{{ title }}</h1><p class="note">{{ subtitle }}</p>
 {% for line in summary %}<p>{{ line }}</p>{% endfor %}
 <div class="figs">{% for name,png in figures %}<img alt="{{ name }}" src="data:image/png;base64,{{ png }}">{% endfor %}</div>
@@ -134,7 +134,7 @@ def write_page(
                                      rows=json.loads(redacted_rows(e.rows, show_harmful).to_json(orient="records"))), ensure_ascii=False, indent=1), encoding="utf-8")
     return e.folder/"report.html"
 
-# %% ../nbs/13c_pages.ipynb #71c6260f
+# %% ../nbs/13c_pages.ipynb #e92e0bfb
 def compare_runs(
     a, b,                   # `Evaluation`s, or folders
     out=None,               # HTML file to write
@@ -153,7 +153,7 @@ def compare_runs(
     t = pd.DataFrame(rows, columns=["model","attack",*names,"difference, points","pairs","left out"])
     if out:
         what = pd.DataFrame([{"model": NAMES.get(m, m), "run": n, "what it is": e.record["models"][m]["source"], "training": ", ".join(f"{k} {v}" for k,v in (e.record["models"][m].get("trained") or {}).items()) or "–", "perplexity": e.record["models"][m].get("perplexity"), "identity": e.record["models"][m]["identity"][:12]} for m in both for n,e in zip(names, (a, b))])
-        over = [over_refusal(e.rows[e.rows.model.isin(both)]).assign(run=n) for n,e in zip(names, (a, b))]
+        over = [over_refusal(e.rows[e.rows.model.isin(both)]).assign(run=n, model=lambda o: [NAMES.get(m, m) for m in o.model]) for n,e in zip(names, (a, b))]
         more = {"Over-refusal": (_html(_pct(pd.concat(over))), "")} if any(map(len, over)) else {}
         changed = [k for k in ("decoding","judges","base","cases") if a.record.get(k)!=b.record.get(k)]
         lines = [f"{len(common)} cases were asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])

@@ -270,3 +270,50 @@ def test_tables_against_plain_counting(seed):
     for s in self_correction(rows, "b", "a").to_dict("records"):
         lost = (A.attack==s["attack"]) & A.unsafe.fillna(False)
         assert s["a fails"] == lost.sum() == s["b defends"]+s["not judged"]+(lost & B.unsafe.fillna(False)).sum() and s["b defends"] == s["after something was said"]+s["refusing at the start"]+s["without a refusal"]
+
+
+def test_what_a_person_sees_is_redacted_and_escaped(demo, tmp_path):
+    from derta_kit.helpful import harmless_cases, over_refusal
+    from derta_kit.pages import compare_runs, redacted_rows, write_page
+    tok = demo[1]; judge = Counting(f=lambda p,r,a: (True, ""))
+    nasty = "<script>alert(1)</script>"
+    cases = [*attack("none", [nasty]), Case("prefill", "k=1", nasty, nasty, prefill="SECRET words", prefill_tokens=2), *harmless_cases([dict(prompt="Say hello.", kind="ordinary")])]
+    runs = [evaluate(dict(base=demo, again=demo), cases, judge, tmp_path/d, decoding=Decoding(n), helpful=[], bar=None) for d,n in (("a",12),("b",6))]
+    page, data = write_page(runs[0]).read_text(), (tmp_path/"a"/"report.json").read_text()
+    said = runs[0].rows
+    for t in (page, data):
+        assert "SECRET" not in t and all(x.strip() not in t for x in said.response[said.attack!="harmless"] if len(x.split()) > 3)
+    assert "<script>alert" not in page and "words hidden" in page and said.unsafe[said.attack=="harmless"].isna().all() and (said.error=="").all()
+    assert over_refusal(said).n.tolist() == [1, 1] and "SECRET" in "".join(said.prompt+said.begun) and "SECRET" not in "".join(redacted_rows(said).begun)
+    t = compare_runs(tmp_path/"a", tmp_path/"b", tmp_path/"c.html")
+    assert t["pairs"].tolist() == [1]*4 and "decoding" in (tmp_path/"c.html").read_text() and "<script>alert" not in (tmp_path/"c.html").read_text()
+    shown = write_page(runs[0], show_harmful=True).read_text(); assert "Harmful text is shown" in shown
+
+
+def test_xstest_halves():
+    from derta_kit.helpful import xstest_cases
+    f = SHARED/"xstest"/"xstest_prompts.csv"
+    if not f.exists(): pytest.skip("XSTest's prompts are not here")
+    c = xstest_cases(f); assert (sum(x.setting=="safe" for x in c), sum(x.setting=="unsafe" for x in c)) == (250, 200) and len(xstest_cases(f, every=10)) == 45
+
+
+def test_tasks_for_lm_eval(demo, tmp_path):
+    from derta_kit.helpful import lm_eval_scores, local_tasks
+    d = SHARED/"derta"/"test"
+    if not d.exists(): pytest.skip("the DeRTa release's questions are not here")
+    names = local_tasks(tmp_path, gsm8k=d/"helpfulness_gsm8k_500.json", mmlu=d/"helpfulness_mmlu_500.json")
+    rows = [json.loads(l) for l in (tmp_path/"mmlu.jsonl").read_text().splitlines()]
+    assert names == ["local_gsm8k","local_mmlu"] and len(rows) == 500 and all(len(r["choices"])==4 and all(r["choices"]) and "-(" not in r["question"][-5:] for r in rows)
+    try: import lm_eval
+    except ImportError:
+        with pytest.raises(ImportError, match=r"derta_kit\[eval\]"): lm_eval_scores(*demo, names, tmp_path)
+        pytest.skip("lm-eval is not installed")
+    t = lm_eval_scores(*demo, names, tmp_path, limit=2, gen_kwargs=dict(max_gen_toks=8)); assert set(t.task) == set(names) and (t.n==2).all() and t.value.between(0,1).all()
+
+
+def test_derta_eval(tmp_path, adapter):
+    run = lambda *a: subprocess.run([str(ROOT/".venv"/"bin"/"derta_eval") if (ROOT/".venv"/"bin"/"derta_eval").exists() else "derta_eval", *a], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    r = run("run", "a", "--models", f"base,shaken={adapter}", "--n", "2", "--attacks", "none", "--max_new_tokens", "4")
+    assert r.returncode == 0 and "The report: a/report.html" in r.stdout, r.stderr[-800:]
+    r = run("compare", "a", "a"); assert r.returncode == 0 and "shaken" in r.stdout
+    r = run("measure"); assert r.returncode == 2 and "is no action" in r.stderr
