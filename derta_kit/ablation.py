@@ -6,27 +6,27 @@
 __all__ = ['ARMS', 'PAPER', 'Ablation', 'train_dpo', 'cases', 'slim', 'run_ablation', 'load_ablation', 'table4',
            'against_vanilla', 'ablation_figure']
 
-# %% ../nbs/13d_ablation.ipynb #288ef834
+# %% ../nbs/13d_ablation.ipynb #141e6c9b
 import json, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from matplotlib.figure import Figure
-from datasets import Dataset
-from transformers import set_seed
 from .attacks import attack
 from .data import data_hash, demo_data
 from .demo import DemoRecipe, _claim, _data, _stage, train_one
 from .evaluate import Evaluation, evaluate
 from .export import preference_rows
-from .helpful import harmless_cases, over_refusal
+from .helpful import harmless_cases
 from .judges import RuleJudge
 from .models import atomically, load
 from .pages import write_page
 from .plots import NAMES
 from .report import record
 from .speak import Decoding, Recheck
-from .tables import asr, asr_figure, cell, paired, position_figure, self_correction
+from .tables import asr, asr_figure, cell, paired, position_figure
+from datasets import Dataset
+from transformers import set_seed
 
 # %% ../nbs/13d_ablation.ipynb #c832a6ca
 ARMS = ("vanilla", "recaug", "rto", "derta", "dpo")

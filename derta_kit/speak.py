@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['identity', 'Said', 'Decoding', 'say', 'Recheck', 'p_refusal', 'guarded', 'say_served']
 
-# %% ../nbs/12b_speak.ipynb #5725eca2
+# %% ../nbs/12b_speak.ipynb #1d46f3fa
 import json, warnings
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 import torch, xxhash
-from peft import PeftModel
 from .avoid import processors
 from .compare import assistant_header
 from .complete import Answer, Endpoint
@@ -20,6 +19,7 @@ from .models import text_ids, unwrap
 from .prefix_tree import Tree, collate, tree_limit
 from .probe import _branch, _groups, _put, _trie
 from .refusals import OPENERS
+from peft import PeftModel
 
 # %% ../nbs/12b_speak.ipynb #d4e8aaa6
 def _tensors(model):

@@ -312,7 +312,7 @@ def test_tasks_for_lm_eval(demo, tmp_path):
 
 
 def test_derta_eval(tmp_path, adapter):
-    run = lambda *a: subprocess.run([str(ROOT/".venv"/"bin"/"derta_eval") if (ROOT/".venv"/"bin"/"derta_eval").exists() else "derta_eval", *a], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    run = lambda *a: subprocess.run([sys.executable, "-c", "from derta_kit.cli_eval import derta_eval; derta_eval()", *a], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     r = run("run", "a", "--models", f"base,shaken={adapter}", "--n", "2", "--attacks", "none", "--max_new_tokens", "4")
     assert r.returncode == 0 and "The report: a/report.html" in r.stdout, r.stderr[-800:]
     r = run("compare", "a", "a"); assert r.returncode == 0 and "shaken" in r.stdout
