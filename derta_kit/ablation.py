@@ -84,7 +84,7 @@ def slim(e:Evaluation, seed:int)->pd.DataFrame:
     d = e.rows[keep].assign(seed=seed, begun=np.where(e.rows.begun.str.strip()!="", "…", ""), response=np.where(e.rows.response.str.strip()!="", "…", ""))
     return d.assign(case=[f"{seed}/{c}" for c in d.case], error=[x.partition(":")[0] if len(x) > 60 else x for x in d.error])
 
-# %% ../nbs/13d_ablation.ipynb #6af859df
+# %% ../nbs/13d_ablation.ipynb #eb3a74fa
 def run_ablation(
     out="runs/ablation",        # run folder
     a:Ablation=Ablation(),
@@ -101,7 +101,7 @@ def run_ablation(
             say(n)
             secs[n] = _stage(f/f"{n}.json", lambda: train_dpo(f/n, a, s, f/"first") if n=="dpo" else train_one(n, f/n, r, f/"first"))["seconds"]
         say("asking")
-        models = dict(base=None) | {n: f/n for n in ARMS} | {"vanilla, re-checked": Recheck(f/"vanilla", every=a.every)}
+        models = dict(base=None) | {n: f/n for n in ARMS} | {"recheck": Recheck(f/"vanilla", every=a.every)}
         dd = _data(r)
         e = evaluate(models, cases(a), RuleJudge(), f/"asked", decoding=Decoding(a.max_new_tokens), helpful=list(dd["benign_eval"])[:60], curves=list(dd["harmful_eval"])[:20], bar=None, dtype=getattr(torch, a.dtype))
         write_page(e, f"The paper in small, seed {s}", show_harmful)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 # %% ../nbs/08_plots.ipynb #94d0aa98
 STYLE = dict(base=dict(color="#777777", ls=":"), vanilla=dict(color="#D55E00", ls="--"), recaug=dict(color="#CC79A7", ls="-."),
-             rto=dict(color="#009E73", ls=(0,(5,1))), derta=dict(color="#0072B2", ls="-"), dpo=dict(color="#E69F00", ls=(0,(3,1,1,1))))
-NAMES = dict(base="base", vanilla="vanilla", recaug="RecAug", rto="RTO only", derta="DeRTa", dpo="DPO")
+             rto=dict(color="#009E73", ls=(0,(5,1))), derta=dict(color="#0072B2", ls="-"), dpo=dict(color="#E69F00", ls=(0,(3,1,1,1))), recheck=dict(color="#56B4E9", ls=(0,(1,1))))
+NAMES = dict(base="base", vanilla="vanilla", recaug="RecAug", rto="RTO only", derta="DeRTa", dpo="DPO", recheck="vanilla, re-checked")
 
 def _style(name): return STYLE.get(name, dict(ls="-"))
 def _bare(ax): ax.spines[["top","right"]].set_visible(False); return ax
