@@ -1,10 +1,10 @@
 "What the explorer sends to a browser and what it keeps back; live generation against plain greedy; the monitor in a terminal."
-import json, unicodedata
+import json, re, unicodedata
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from derta_kit.models import generate, prompt_ids, text_ids
 from derta_kit.probe import RefusalCurve, refusal_curve, talk, token_text
-from derta_kit.strip import TokenStrip, _model_view, _open, _parts, _view, save_page, visible
+from derta_kit.strip import TokenStrip, _model_view, _parts, _view, readable, save_page, visible
 from derta_kit.widgets import Explorer, TrainingMonitor
 
 
@@ -13,6 +13,7 @@ from derta_kit.widgets import Explorer, TrainingMonitor
 def test_what_is_shown_cannot_steer_the_page(text):
     v = visible(text)
     assert v and not [c for c in v if unicodedata.category(c) in ("Cc","Cf","Cn","Co","Cs","Zl","Zp")] and visible(v) == v
+    assert not [c for c in readable(text) if c not in "\n\t" and unicodedata.category(c) in ("Cc","Cf","Cn","Co","Cs","Zl","Zp")]
 
 
 @given(st.lists(st.sampled_from([" Sure", ",", " I'm", " sorry", ", but", " I", " can't", " help", ".", "\n", "", "</script>"]), max_size=12))
@@ -22,7 +23,7 @@ def test_masks_fit_their_text(tokens):
     assert len(v["tokens"]) == len(v["open"]) == len(tokens)
     for t,m,o in zip(tokens, v["tokens"], v["open"]): assert m == visible(t) if o else set(m) == {"▒"}
     assert "".join(p for _,p in _parts(text, True)).split() == text.split()
-    assert all(k=="refusal" or p.startswith("▒") for k,p in _parts(text, False))
+    assert all(k=="refusal" or re.fullmatch(r"\[\d+ words? masked\] ", p) for k,p in _parts(text, False))
 
 
 def test_every_token_of_the_vocabulary_has_a_text(demo):
@@ -91,7 +92,7 @@ def test_a_page_keeps_its_text_inside_its_script(tmp_path):
     nasty = ["</script>", "<!--", "\u2028", "%(css)s", "\\u003c"]; c = RefusalCurve("</script><b>", nasty, np.zeros(5), np.ones(5), np.zeros(5))
     save_page(TokenStrip(view=_view([_model_view("m", 0, c, show=True)], nasty, 9, show=True)), tmp_path/"x.html", "</script><b>")
     page = (tmp_path/"x.html").read_text(); data = page.split('id="state">')[1].split("</script>")[0]
-    assert json.loads(data)["state"]["view"]["tokens"] == [visible(t) for t in nasty] and page.count("</script>") == 2
+    assert json.loads(json.loads(data)["state"]["view"])["tokens"] == [visible(t) for t in nasty] and page.count("</script>") == 2
 
 
 def test_monitor_writes_lines_in_a_terminal(demo_data, tmp_path, capsys):
