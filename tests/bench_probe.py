@@ -34,7 +34,8 @@ def main(path=None):
     out["curve_times_faster"] = plain/ours
     ours, c = timed(lambda: refusal_curve(model, tok, row["prompt"], text, max_tokens=128, openers=FIVE)); plain, (_, _, mass) = timed(lambda: one_by_one(model, tok, q, r, FIVE, 4), 1)
     assert np.abs(c.opener_mass[::4]-mass).max() < 1e-5
-    out["openers_times_faster"] = 4*plain/ours       # every fourth position asked: a run of all takes minutes
+    print(f"probability and rank: {out['curve_times_faster']:.0f} times", flush=True)
+    out["openers_times_faster"] = 4*plain/ours       # every fourth position is asked: all take minutes
     at = list(range(0, 128, 8)); ours, said = timed(lambda: rollouts(model, tok, row["prompt"], r, at, 32), 1)
     plain, want = timed(lambda: [generate(model, tok, [q+r[:k]], 32)[0] for k in at], 1)
     out["rollouts_times_faster"] = plain/ours; out["rollouts_same_text"] = np.mean([a.text==b for a,b in zip(said, want)])

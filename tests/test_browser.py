@@ -91,9 +91,12 @@ def choose(g, i):
 
 @pytest.fixture()
 def g(guide):
-    "The guide with its first explorer as it was at first, but for rollouts: masked, at token 0, coloured by derta's P(refusal). No error may come."
+    "The guide with its first explorer as it was at first, but for rollouts: masked, coloured by derta's P(refusal), at token 0. No error may come."
     if "Mask" in (b := guide.x.locator(".dk-reveal")).inner_text(): b.click()
-    guide.page.mouse.move(2, 2); choose(guide, 1); choose(guide, 0); until(lambda: guide.cells.count()==N)
+    guide.page.mouse.move(2, 2)
+    if guide.box.locator("textarea").first.input_value() != guide.rows[0]["prompt"] or guide.x.locator(".dk-new").count() or guide.cells.count() != N: choose(guide, 1); choose(guide, 0)
+    for label,option in (("show","prob"), ("coloured by","derta"), ("scale","linear")): guide.x.get_by_label(label, exact=True).select_option(option)
+    until(lambda: guide.cells.count()==N); guide.x.locator(".dk-strip").press("Home")
     guide.x.scroll_into_view_if_needed()
     yield guide
     assert not guide.errors, guide.errors

@@ -32,6 +32,7 @@ def test_readme_is_in_step_with_index(tmp_path):
 def test_notebooks_hold_no_errors_and_no_machine_paths():
     for f in (ROOT/"nbs").rglob("*.ipynb"):
         if ".ipynb_checkpoints" in str(f): continue
+        assert f.stat().st_size < 1e6, f"{f.name} holds more than a megabyte: drop widgets or pictures from its outputs"
         for c in json.loads(f.read_text())["cells"]:
             for o in c.get("outputs", []):
                 assert o["output_type"] != "error", f"{f.name}: a cell holds an error"

@@ -189,7 +189,7 @@ function makeStrip(s, move, go) {
   // Touches a cell only if it has changed: in live mode a view comes with every token.
   function drawCell(c, t, value, strength) {
     const { said, forced } = s.view, hidden = s.hidden(t), put = forced.includes(t);
-    const kinds = { "dk-hidden": hidden, "dk-new": t >= said, "dk-forced": put, "dk-a6": strength > 0.58, "dk-a7": strength > 0.72 };
+    const kinds = { "dk-hidden": hidden, "dk-new": t >= said, "dk-forced": put, "dk-mid": strength > 0.54, "dk-high": strength > 0.73 };
     const names = ["dk-token", ...Object.keys(kinds).filter((k) => kinds[k])].join(" ");
     const aria = `${t}: ${hidden ? "masked" : s.token(t)}, ${QUANTITIES[s.what]} ${number(value)}${put ? ", forced" : ""}`;
     const key = `${names}\n${aria}\n${strength}\n${s.token(t)}`;
