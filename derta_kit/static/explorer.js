@@ -156,14 +156,14 @@ function makePlot(s, move) {
   }
   function draw() {
     const { models } = s.view, scale = s.scale;
-    const picture = svg("svg", { width: width(), height: PLOT.height });
+    const picture = svg("svg", { width: width(), height: PLOT.height, "aria-hidden": true });
     picture.append(...axes(scale), depth, cursor, ...models.filter((m) => m[s.what]).map((m) => curve(m, scale)));
     node.replaceChildren(picture);
     const names = models.map((m) => m.name).join(", ");
     node.setAttribute("aria-label", `${QUANTITIES[s.what]} at each token of the response, one line a model: ${names}`);
     const ramp = el("span", { className: "dk-ramp", role: "presentation" });
     const what = `${QUANTITIES[s.what]} of ${s.coloured?.name ?? "–"}: `;
-    legend.replaceChildren(div("dk-keys", ...models.map(key)), div("dk-ends", what, scale.low, ramp, scale.high));
+    legend.replaceChildren(div("dk-keys", ...models.map(key)), div("dk-ends", what, scale.low + " ", ramp, " " + scale.high));
     mark();
   }
   node.addEventListener("click", (e) => {
