@@ -39,6 +39,13 @@ def test_notebooks_hold_no_errors_and_no_machine_paths():
                 assert not any(p in json.dumps(o) for p in ("/work/", "/root/", "/home/")), f"{f.name}: an output holds a path of the machine it ran on"
 
 
+def test_saved_widgets_are_those_shown_and_hold_the_present_script():
+    from tidy_widgets import tidy
+    for f in (ROOT/"nbs").rglob("*.ipynb"):
+        nb = json.loads(f.read_text())
+        if "widgets" in nb["metadata"]: assert tidy(json.loads(f.read_text())) == nb, f"run tests/tidy_widgets.py {f.relative_to(ROOT)}"
+
+
 def test_wheel_holds_the_demo_data(tmp_path):
     r = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(ROOT)], capture_output=True, text=True)
     assert r.returncode == 0, r.stdout[-800:] + r.stderr[-800:]
