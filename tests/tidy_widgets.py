@@ -23,4 +23,5 @@ def tidy(nb):
     return nb
 
 
-for f in sys.argv[1:]: Path(f).write_text(json.dumps(tidy(json.loads(Path(f).read_text(encoding="utf-8"))), ensure_ascii=False, indent=1, sort_keys=True)+"\n", encoding="utf-8")
+if __name__ == "__main__":
+    for f in sys.argv[1:]: Path(f).write_text(json.dumps(tidy(json.loads(Path(f).read_text(encoding="utf-8"))), ensure_ascii=False, indent=1, sort_keys=True)+"\n", encoding="utf-8")
