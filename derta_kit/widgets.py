@@ -75,7 +75,7 @@ def _controls(self:Explorer):
     self.going = self._button("Go on from here", "what does each model say after so many tokens?", lambda: self.go_on(self.depth.value))
     self.living = self._button("Live", "generate token by token from here", lambda: self.start(self.depth.value, model=self.speaker.value))
     self.stopping = self._button("Stop", "stop generating", self.halt)
-    self.status = W.HTML()
+    self.status = W.HTML(layout=W.Layout(min_height="28px"))      # so that nothing jumps
     self._wire()
     return [self.example, self.prompt, _row(self.measuring, self.depth, self.going), _row(self.speaker, self.living, self.stopping, self.forced), self.status, self.strip]
 
