@@ -214,7 +214,7 @@ def test_a_converted_notebook_shows_the_picture_with_the_network_off(browser, tm
     from nbconvert import HTMLExporter
     html, _ = HTMLExporter(embed_images=True).from_filename(ROOT/"nbs"/"guides"/"watch.ipynb"); (tmp_path/"watch.html").write_text(html)
     pg = page_of(browser, []); pg.context.set_offline(True); pg.goto(f"file://{tmp_path}/watch.html")
-    img = pg.locator("img[alt^='P(refusal)']").first; img.scroll_into_view_if_needed(); assert img.evaluate("i => i.naturalWidth") > 400 and img.is_visible()
+    img = pg.locator(".jp-OutputArea-child:has(+ .jp-OutputArea-child .derta-still) img").first; img.scroll_into_view_if_needed(); assert img.evaluate("i => i.naturalWidth") > 400 and img.is_visible()
     assert "after 20 tokens" in pg.locator(".derta-still table").first.inner_text(); img.evaluate("e => e.scrollIntoView()"); shot(pg, "converted"); pg.close()
 
 
