@@ -11,7 +11,7 @@ from derta_kit.objectives import MLE, RTO, objective, triple_tree
 from derta_kit.prefix_tree import collate
 from derta_kit.refusals import refusal_token_id
 
-N, BUDGET = 16, 512
+N, BUDGET = 8, 512
 
 
 def triples(tok, mix, n=N, seed=0):
@@ -111,7 +111,7 @@ def profile(model, opt, loss_of, trees):
     return out
 
 
-def against_the_release(mix, rounds=3):
+def against_the_release(mix, rounds=2):
     model, tok, opt = model_and_optimiser(); trees = trees_of(tok, mix)
     with torch.no_grad():
         for n,p in model.named_parameters():
@@ -133,7 +133,7 @@ def against_the_release(mix, rounds=3):
     return out
 
 
-def price_of_a_cut(rounds=3):
+def price_of_a_cut(rounds=2):
     "Time of 1, 2, 4 and 8 cuts a triple against what their tokens predict, and against a row of its own for each."
     model, tok, opt = model_and_optimiser(); out, some = {}, {c: trees_of(tok, "demo", c, 8) for c in (1,2,4,8)}
     for c,t in some.items():
@@ -173,7 +173,7 @@ def how_cost_grows(rounds=3):
     return out
 
 
-SECTIONS = dict(demo=lambda: against_the_release("demo"), long=lambda: against_the_release("long", 2), cuts=price_of_a_cut, growth=how_cost_grows)
+SECTIONS = dict(demo=lambda: against_the_release("demo"), long=lambda: against_the_release("long", 1), cuts=price_of_a_cut, growth=how_cost_grows)
 
 
 def main(path="bench.json", *only):
