@@ -225,7 +225,7 @@ def templates(
     path, out = Path(path), {}
     if path.suffix==".txt": rows = [(None, dict(name=path.stem, text=path.read_text(encoding="utf-8")))]
     else: rows = list(file_rows(path))
-    if len(rows)==1 and not isinstance(rows[0][1], DataError) and not {"text","template","prompt","content"} & set(rows[0][1]): rows = [(None, dict(name=n, text=t)) for n,t in rows[0][1].items()]
+    if path.suffix==".json" and len(rows)==1 and not isinstance(rows[0][1], DataError) and not {"text","template","prompt","content"} & set(rows[0][1]): rows = [(None, dict(name=n, text=t)) for n,t in rows[0][1].items()]
     for line,r in rows:
         if isinstance(r, DataError): raise r
         field = next((f for f in ("text","template","prompt","content") if f in r), None)
