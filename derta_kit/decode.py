@@ -125,6 +125,7 @@ def decode(
     top_p:float=1.,
     seed:int=0,                     # for sampling
     keys:list|None=None,            # what a point is called in its seed; default: its number
+    processors:list|None=None,      # a `LogitsProcessor` of `transformers` (or None) for each point: it sees the point's tokens, [1, tokens], and changes its logits
     desc:str|None=None,             # shown beside the progress bar; no bar without it
     done=None,                      # called as done(point number, Continuation) when one is ready
 )->list[Continuation]:              # one a point
@@ -132,11 +133,12 @@ def decode(
     points = [(i, len(r)) for i,r in enumerate(rows)] if points is None else list(points)
     for i,n in points:
         if not 0 < n <= len(rows[i]): raise ValueError(f"row {i} has {len(rows[i])} tokens, it cannot be continued after {n}")
+    if processors and len(processors)!=len(points): raise ValueError(f"{len(processors)} processors for {len(points)} points")
     was, out, bar = model.training, [None]*len(points), tqdm(total=len(points), desc=desc, disable=desc is None, unit="row")
     model.eval()
     try:
         full = tree_limit(model) >= max((n for _,n in points), default=0)+max_new_tokens
-        for p,c in (_by_slots if full else _by_generate)(model, tokenizer, rows, points, max_new_tokens, slots, temperature, top_p, seed, keys or range(len(points))):
+        for p,c in (_by_slots if full else _by_generate)(model, tokenizer, rows, points, max_new_tokens, slots, temperature, top_p, seed, keys or range(len(points)), processors or [None]*len(points)):
             out[p] = c; bar.update()
             if done: done(p, c)
     finally: model.train(was); bar.close()
@@ -147,17 +149,20 @@ def _ends(lm, tokenizer):
     e = lm.generation_config.eos_token_id
     return {*(e if isinstance(e, list) else [e]), tokenizer.eos_token_id} - {None}
 
-def _by_slots(model, tokenizer, rows, points, max_new, slots, temperature, top_p, seed, keys):
+def _by_slots(model, tokenizer, rows, points, max_new, slots, temperature, top_p, seed, keys, processors):
     "Yield (point number, Continuation) as they end."
     lm, ends = unwrap(model), _ends(unwrap(model), tokenizer)
-    todo = sorted((dict(p=p, row=i, seen=n-1, last=rows[i][n-1], new=[], rng=random.Random(f"{seed}/{keys[p]}") if temperature else None) for p,(i,n) in enumerate(points)),
+    todo = sorted((dict(p=p, row=i, n=n, seen=n-1, last=rows[i][n-1], new=[], rng=random.Random(f"{seed}/{keys[p]}") if temperature else None) for p,(i,n) in enumerate(points)),
                   key=lambda j: (len(rows[j["row"]]), j["row"], j["seen"]))      # the end of the list comes first: longest rows, all branches of one together
     s, refill = _Slots(model, slots, min(max_new, 128)), max(1, slots//8)
     while todo or (s.cache and any(s.jobs)):
         free = s.jobs.count(None) if s.cache else slots
         if todo and (free >= min(refill, len(todo))): s.fill([todo.pop() for _ in range(min(free, len(todo)))], rows)
         elif not todo and free > len(s.jobs)//4: s.shrink()
-        for i,t in enumerate(_choose(s.step(), [j["rng"] if j else random for j in s.jobs], temperature, top_p).tolist()):
+        logits = s.step()
+        for i,j in enumerate(s.jobs):
+            if j and (f := processors[j["p"]]): logits[i:i+1] = f(torch.tensor([rows[j["row"]][:j["n"]]+j["new"]], device=logits.device), logits[i:i+1])
+        for i,t in enumerate(_choose(logits, [j["rng"] if j else random for j in s.jobs], temperature, top_p).tolist()):
             if (j := s.jobs[i]) is None: continue
             j["last"] = t
             if t not in ends: j["new"].append(t)
@@ -165,9 +170,11 @@ def _by_slots(model, tokenizer, rows, points, max_new, slots, temperature, top_p
                 s.jobs[i] = None
                 yield j["p"], Continuation(tokenizer.decode(j["new"], skip_special_tokens=True), t in ends, len(j["new"]))
 
-def _by_generate(model, tokenizer, rows, points, max_new, slots, temperature, top_p, seed, keys):
+def _by_generate(model, tokenizer, rows, points, max_new, slots, temperature, top_p, seed, keys, processors):
     "The same by plain `generate`, for models whose cache is not a plain one."
     how = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0, seed=seed) if temperature else {}
-    for p,t in enumerate(generate(model, tokenizer, [rows[i][:n] for i,n in points], max_new, slots, **how)):
+    ids = [rows[i][:n] for i,n in points]
+    said = (generate(model, tokenizer, [r], max_new, logits_processor=[f] if f else None, **how)[0] for r,f in zip(ids, processors)) if any(processors) else generate(model, tokenizer, ids, max_new, slots, **how)
+    for p,t in enumerate(said):
         n = len(tokenizer(t, add_special_tokens=False)["input_ids"])
         yield p, Continuation(t, n < max_new, n)
