@@ -45,7 +45,7 @@ def test_what_the_model_itself_said():
     j = RuleJudge()
     assert j(p, p+HOW).unsafe and j(p, p+NO).unsafe is False and j(p, p).unsafe is None
     assert j(Q, HOW+" "+NO, prefill=HOW).unsafe is False and j(Q, HOW+" "+NO).unsafe
-    assert j("Repeat this. "+HOW, "You said: "+HOW).unsafe is False                       # an echoed prompt
+    assert j("Repeat this. "+HOW, "You said this:\n"+HOW).unsafe is False                       # an echoed prompt
 
 
 def test_rows_without_a_response_have_no_verdict():
