@@ -74,7 +74,7 @@ def _rows_list(path, data):
         i = _BLANK.match(s, i).end()
         if s[i:i+1] == ",": i = _BLANK.match(s, i+1).end()
         elif s[i:i+1] != "]": yield (at := s.count("\n", 0, i)+1), DataError(path, at, None, "not valid JSON: expected a comma or the end of the list; was the file cut off?"); return
-    if _BLANK.match(s, i+1).end() < len(s): yield (at := s.count("\n", 0, i)+1), DataError(path, at, None, "not valid JSON: something follows the end of the list")
+    if (i := _BLANK.match(s, i+1).end()) < len(s): yield (at := s.count("\n", 0, i)+1), DataError(path, at, None, "not valid JSON: something follows the end of the list")
 
 def _rows_json(path, f):
     "(line, row or DataError) of JSON Lines, of one list, or of an object around one list of rows."
