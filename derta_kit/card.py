@@ -50,13 +50,15 @@ class DataCard:
 
     def markdown(self)->str:
         "The card as text, without the picture."
-        bar = lambda cells: "| " + " | ".join(str(c).replace("|","\\|").replace("\n"," ") for c in cells) + " |"
+        line = lambda s: html.escape(" ".join(str(s).split()), quote=False)             # text is data: one line, and no markup of its own
+        bar = lambda cells: "| " + " | ".join(line(c).replace("|","\\|") for c in cells) + " |"
         tab = lambda df: [bar([df.index.name or "", *df.columns]), bar(["---"]*(len(df.columns)+1)), *(bar([i, *(f"{x:.1%}" if isinstance(x, float) else x for x in r)]) for i,r in zip(df.index, df.itertuples(index=False)))]
         t = self.table(); t.index.name = f"{self.unit} in"
-        out = [f"# {self.name}", "", f"{self.rows} triples, hash `{self.hash}`. Sources: {', '.join(f'{k or chr(8212)} ({n})' for k,n in self.sources.most_common(12))}.", "", *tab(t), ""]
+        some = lambda c, most: ", ".join(f"{line(k) or 'none'} ({n})" for k,n in c.most_common(most)) + (f" and {len(c)-most} more" if len(c) > most else "")
+        out = [f"# {line(self.name)}", "", f"{self.rows} triples, hash `{self.hash}`. Sources: {some(self.sources, 12)}.", "", *tab(t), ""]
         if self.gates is not None: out += ["## Gates", "", *tab(self.gates), ""]
-        out += ["## Categories", "", ", ".join(f"{k or 'none'} ({n})" for k,n in self.categories.most_common()), "", "## Examples", ""]
-        for e in self.examples: out += [f"- **{e['prompt']}**", f"  - safe: {e['safe'] or '(missing)'}", f"  - harmful: {e['harmful'] or '(missing)'}"]
+        out += ["## Categories", "", some(self.categories, 100), "", "## Examples", ""]
+        for e in self.examples: out += [f"- {line(e['prompt'])}", f"  - safe: {line(e['safe']) or '(missing)'}", f"  - harmful: {line(e['harmful']) or '(missing)'}"]
         return "\n".join(out) + "\n"
 
     def save(self, folder):
