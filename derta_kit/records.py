@@ -53,7 +53,7 @@ def _bad_json(e, path, line):
     "What is said about text that is no JSON."
     if isinstance(e, UnicodeDecodeError): return DataError(path, line, None, f"not valid UTF-8 (byte {e.object[e.start]:#x}); save the file as UTF-8")
     if isinstance(e, RecursionError): return DataError(path, line, None, "not valid JSON: nested too deeply")
-    return DataError(path, line, None, f"not valid JSON: {e.msg} at column {e.colno}; was the file cut off?" if isinstance(e, json.JSONDecodeError) else f"not valid JSON: {e}")
+    return DataError(path, line, None, f"not valid JSON: {e.msg} (column {e.colno}); was the file cut off?" if isinstance(e, json.JSONDecodeError) else f"not valid JSON: {e}")
 
 def _json(s, path, line):
     "What the JSON bytes `s` hold, or a `DataError`."

@@ -27,7 +27,7 @@ class Memory(threading.Thread):
                 if k in self.peak: self.peak[k] = max(self.peak[k], int(v.split()[0])*1024)
 
 
-def stages(path, trees_most=250_000):
+def stages(path, every=4):
     import torch, transformers
     from derta_kit.data import read_triples
     from derta_kit.gates import gate
@@ -43,7 +43,7 @@ def stages(path, trees_most=250_000):
     ds = timed("read", lambda: read_triples(path))
     g = timed("gate", lambda: gate(ds), len(ds))
     trees = timed("checked", lambda: TreeDataset(tok, g.kept, o=Objective(cuts=2, max_length=1024)))
-    some = range(0, len(trees), -(-len(trees)//trees_most))             # over the whole file
+    some = range(0, len(trees), every)             # over the whole file
     timed("trees", lambda: sum(len(trees[i]) for i in some), len(some))
     print(g.table.to_string())
     return dict(rows=len(ds), trees_built=len(some), flagged=g.table["flagged"].to_dict(), **out)

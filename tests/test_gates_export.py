@@ -46,7 +46,7 @@ def test_gates_report_and_drop(tmp_path):
 
 
 def test_card_redacts_and_escapes(tmp_path):
-    rows = [{**GOOD, "prompt": "<script>alert(1)</script> | pipe", "source": "", "category": "a|b"}]
+    rows = [{**GOOD, "prompt": "<script>alert(1)</script> | pipe", "source": "", "category": "a|b $x^{"}]
     c = data_card(read_triples(rows), name="<b>x</b>"); c.save(tmp_path)
     md = (tmp_path/"CARD.md").read_text()
     assert "asleep" not in md and "words hidden" in md and "<script>" not in md and "<b>" not in md and "<b>x" not in c._repr_html_()
