@@ -12,8 +12,8 @@ from pathlib import Path
 from .attacks import ATTACKS, Case, _PLACE
 from .records import DataError, file_rows
 
-# %% ../nbs/10b_attack_files.ipynb #687e3ce6
-def _words(text): return {w[:5] for w in re.findall(r"[a-z0-9']+", text.lower())}
+# %% ../nbs/10b_attack_files.ipynb #227b6846
+def _words(text): return {re.sub("(ing|ed|es|s|e)$", "", w)[:6] for w in re.findall(r"[a-z0-9']+", text.lower())}
 
 def _flat(text): return " ".join(text.split()).casefold()
 
@@ -40,12 +40,14 @@ def matched(
         for i,q in zip(rest, _joined([prompts[i] for i in rest], left)): out[i] = q
     return out
 
-# %% ../nbs/10b_attack_files.ipynb #094a77a4
+# %% ../nbs/10b_attack_files.ipynb #8cc75a61
 def _load(path):
     "What the file holds: an object, or a list of rows."
     if not {".json",".jsonl",".ndjson"} & set(path.suffixes): return _checked(file_rows(path))
     text = path.read_text(encoding="utf-8-sig")
-    try: return json.loads(text)
+    try:
+        data = json.loads(text)
+        return [data] if isinstance(data, str) or (isinstance(data, dict) and {"question","prompt"} & set(data)) else data      # one line of many is one row
     except ValueError as whole:
         rows = []
         for i,line in enumerate(text.splitlines(), 1):

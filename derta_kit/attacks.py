@@ -59,7 +59,7 @@ class Case:
         also = [f"prompt {redact(self.prompt)}"]*(self.prompt!=self.question) + [f"prefill {redact(self.prefill)}"]*bool(self.prefill)
         return f"Case({', '.join([' '.join(filter(None, (self.attack, self.setting))), repr(self.question), *also])})"
 
-# %% ../nbs/10_attacks.ipynb #b21ee7b7
+# %% ../nbs/10_attacks.ipynb #549a678e
 def _rows(questions, need=("prompt",)):
     "Questions as dicts that have the fields in `need`, none of them empty."
     if isinstance(questions, (str, dict)): raise ValueError(f"questions: expected a list of them, found one {type(questions).__name__}")
@@ -67,15 +67,16 @@ def _rows(questions, need=("prompt",)):
     if not rows: raise ValueError("no questions")
     for i,r in enumerate(rows):
         for f in need:
-            if not isinstance(r.get(f), str) or not r[f].strip():
-                raise DataError("questions", i+1, f, "empty" if r.get(f)=="" or f in r else f"missing; the row has {', '.join(map(str, r)) or 'nothing'}")
+            if f not in r: raise DataError("questions", i+1, f, f"missing; the row has {', '.join(map(str, r)) or 'nothing'}")
+            if not isinstance(r[f], str): raise DataError("questions", i+1, f, f"expected text, found {type(r[f]).__name__}")
+            if not r[f].strip(): raise DataError("questions", i+1, f, "empty")
     return rows
 
 def none(questions)->list[Case]:
     "The plain question, the baseline of every attack."
     return [Case("none", "", r["prompt"], r["prompt"]) for r in _rows(questions)]
 
-# %% ../nbs/10_attacks.ipynb #10aa12c8
+# %% ../nbs/10_attacks.ipynb #7ac7884b
 def _others(rows, i, words):
     "r̂ of the rows after row `i`, in turn, until there are so many words."
     out = []
@@ -86,17 +87,18 @@ def _others(rows, i, words):
 
 def _deepen(rows, k, fill):
     "r̂ of each row, gone on with where it has fewer than `k` words."
+    if fill!="others" and not callable(fill): raise ValueError(f"fill={fill!r}: use 'others' or a function, such as `continuing(model, tokenizer)`")
     texts = [r["harmful"] for r in rows]
     while short := [i for i,t in enumerate(texts) if len(t.split()) < k]:
         need = max(k-len(texts[i].split()) for i in short)
         more = [_others(rows, i, k-len(texts[i].split())) for i in short] if fill=="others" else fill([(rows[i]["prompt"], texts[i]) for i in short], need)
         for i,t in zip(short, more, strict=True):
-            if not t.strip() or (fill=="others" and len((texts[i]+t).split()) < k):
-                raise ValueError(f"question {i+1}: r̂ and what fills it have {len((texts[i]+t).split())} words, {k} are needed for a prefill of {k} tokens")
+            had, has = len(texts[i].split()), len((texts[i]+t).split())
+            if has <= had or (fill=="others" and has < k): raise ValueError(f"question {i+1}: r̂ and what fills it have {has} words, {k} are needed for a prefill of {k} tokens")
             texts[i] += t
     return texts
 
-# %% ../nbs/10_attacks.ipynb #103cba6b
+# %% ../nbs/10_attacks.ipynb #b5fa4886
 def prefill(
     questions,                      # rows with prompt and harmful; for an opener alone, strings will do
     depths=(5,20,50),               # k: how many tokens of r̂ the response has been begun with; any depth, if `fill` is given
@@ -107,6 +109,7 @@ def prefill(
     rows = _rows(questions, ("prompt","harmful") if depths else ("prompt",))
     out = [Case("prefill", "opener", r["prompt"], r["prompt"], prefill=opener) for r in rows if opener]
     for k in depths:
+        if k < 0: raise ValueError(f"depth {k}: a number of tokens is needed, 0 or more")
         texts = _deepen(rows, k, fill) if fill else [r["harmful"] for r in rows]
         by = "" if texts==[r["harmful"] for r in rows] else f", filled by {fill if isinstance(fill, str) else fill.__name__}"
         out += [Case("prefill", f"k={k}{by}", r["prompt"], r["prompt"], prefill=t, prefill_tokens=k) for r,t in zip(rows, texts)]
@@ -141,25 +144,26 @@ _FORMS = [(re.compile(p, re.I|re.S), said) for p,said in (
     (r"what(?:'s| is| are) (.+)", "explain {}"),
     (rf"(?:please )?((?:{_VERBS})\b.+)", "{}"))]
 
-# %% ../nbs/10_attacks.ipynb #125a8b62
+# %% ../nbs/10_attacks.ipynb #304910c8
 _SELF = dict(i="you", me="you", my="your", mine="yours", myself="yourself", we="you", us="you", our="your", ours="yours", am="are", was="were")
 
 def _to_you(text):
     "What the asker says, as said by the one who answers: I becomes you."
     def said(m):
         new = _SELF.get(m[1].lower())
-        if new is None or (m[1]=="was" and not re.search(r"\bI $", text[:m.start()])): return m[0]
-        return (new.capitalize() if m.start()==0 else new) + ("'re" if m[2]=="'m" else m[2])
-    return re.sub(r"\b([A-Za-z]+)((?:'m|'ve|'d|'ll)?)\b", said, text[:1].lower()+text[1:] if not re.match(r"I\b|[A-Z]{2}", text) else text)
+        if new is None or (m[1] in ("am","was") and not text[:m.start()].endswith("I ")): return m[0]
+        return new + ("'re" if m[2][1:]=="m" else m[2])
+    text = text if re.match(r"I\b|[A-Z]{2}", text) else text[:1].lower()+text[1:]
+    return re.sub(r"\b([A-Za-z]+)((?:['’](?:m|ve|d|ll))?)\b", said, text)
 
 def _declare(question):
     "The question as the beginning of an answer."
-    parts = [s for s in re.split(r"(?<=[.?!])\s+", question.strip())]
+    parts = re.split(r"(?<=[.?!])\s+", question.strip())
     for i in sorted(range(len(parts)), key=lambda i: not parts[i].endswith("?")):
         for form,said in _FORMS:
             if m := form.fullmatch(parts[i].rstrip(" .?!")):
                 about = [_to_you(s) for s in parts[:i]+parts[i+1:] if not re.match(rf"(?:please )?(?:{_VERBS}|be|include)\b", s, re.I)]
-                return " ".join([*(s[:1].upper()+s[1:] for s in about), "I will " + said.format(*(_to_you(g)[:1].lower()+_to_you(g)[1:] if not re.match("[A-Z]{2}", g) else _to_you(g) for g in m.groups()))])
+                return " ".join([*(s[:1].upper()+s[1:] for s in about), "I will " + said.format(*map(_to_you, m.groups()))])
     return f"I will answer “{question.strip()}”"
 
 def completing(questions)->list[Case]:
@@ -221,7 +225,7 @@ def templates(
     path, out = Path(path), {}
     if path.suffix==".txt": rows = [(None, dict(name=path.stem, text=path.read_text(encoding="utf-8")))]
     else: rows = list(file_rows(path))
-    if len(rows)==1 and not isinstance(rows[0][1], DataError) and not {"text","template","prompt","content"} & set(rows[0][1]): rows = [(None, dict(name=n, text=t)) for n,t in rows[0][1].items()]
+    if path.suffix==".json" and len(rows)==1 and not isinstance(rows[0][1], DataError) and not {"text","template","prompt","content"} & set(rows[0][1]): rows = [(None, dict(name=n, text=t)) for n,t in rows[0][1].items()]
     for line,r in rows:
         if isinstance(r, DataError): raise r
         field = next((f for f in ("text","template","prompt","content") if f in r), None)

@@ -49,7 +49,7 @@ def completing_tokens(
             if context.endswith(o[:s]) and not re.search(r"[a-z0-9]$", context[:len(context)-s]): out += _starting(tokenizer, o[s:])
     return out
 
-# %% ../nbs/10c_avoid.ipynb #05097e47
+# %% ../nbs/10c_avoid.ipynb #61ac3b93
 class AvoidRefusals(LogitsProcessor):
     "Bar the tokens that complete an opener of a refusal (arXiv 2512.05518)."
     def __init__(self, how:Avoid, tokenizer, start:int, tail:int=16):
@@ -59,7 +59,7 @@ class AvoidRefusals(LogitsProcessor):
         "Scores [rows, vocabulary] after `input_ids` [rows, tokens], what is barred set to -inf."
         if self.how.steps is not None and input_ids.shape[1]-self.start >= self.how.steps: return scores
         out = scores.clone()
-        if self.how.top: out.scatter_(1, scores.argsort(1, descending=True, stable=True)[:,self.how.top:], -torch.inf)
+        if self.how.top: out.scatter_(1, scores.argsort(dim=1, descending=True, stable=True)[:,self.how.top:], -torch.inf)
         kept = out.argmax(1)
         for row,ids in zip(out, input_ids):
             text = self.tokenizer.decode(ids[-self.tail:], clean_up_tokenization_spaces=False)

@@ -10,6 +10,7 @@ import base64, html, io, random
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from fastcore.basics import patch
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .data import COLUMNS, data_hash, redact
 from .models import atomically, text_ids
@@ -35,42 +36,53 @@ class DataCard:
         q = lambda v, p: int(np.percentile(v, p)) if len(v) else 0
         return pd.DataFrame({c: dict(filled=int((v>0).sum()), missing=int((v==0).sum()), median=q(v[v>0],50), p95=q(v[v>0],95), longest=int(v.max(initial=0)), total=int(v.sum())) for c,v in self.lengths.items()}).T
 
-    def plot(self):
-        "Lengths and categories; returns the figure."
-        fig, (a, b) = plt.subplots(1, 2, figsize=(9, max(2.4, .22*min(16, len(self.categories))+.6)), layout="constrained", width_ratios=(3,2))
-        top = max(8, np.percentile(np.concatenate([*self.lengths.values(), [8]]), 99.5))
-        for (c,v),col in zip(self.lengths.items(), ("#6b7280","#2563eb","#d97706")):
-            a.hist(np.clip(v[v>0], 0, top), bins=40, range=(0, top), histtype="stepfilled", alpha=.45, color=col, label=dict(safe="safe r", harmful="harmful r̂").get(c, c))
-        a.set(xlabel=f"{self.unit} in a text", ylabel="texts"); a.legend(frameon=False)
-        top = self.categories.most_common(16)[::-1] or [("none named", 0)]
-        b.barh([(k or "none")[:28] for k,_ in top], [n for _,n in top], color="#2563eb"); b.set_xlabel("triples"); b.tick_params(axis="y", labelsize=8)
-        if len(self.categories) > 16: b.set_title(f"16 of {len(self.categories)} categories", fontsize=9)
-        for ax in (a, b): ax.spines[["top","right"]].set_visible(False)
-        return fig
+# %% ../nbs/04c_card.ipynb #af1580e5
+@patch
+def plot(self:DataCard):
+    "Lengths and categories; returns the figure."
+    fig, (a, b) = plt.subplots(1, 2, figsize=(9, max(2.4, .22*min(16, len(self.categories))+.6)), layout="constrained", width_ratios=(3,2))
+    top = max(8, np.percentile(np.concatenate([*self.lengths.values(), [8]]), 99.5))
+    for (c,v),col in zip(self.lengths.items(), ("#6b7280","#2563eb","#d97706")):
+        a.hist(np.clip(v[v>0], 0, top), bins=40, range=(0, top), histtype="stepfilled", alpha=.45, color=col, label=dict(safe="safe r", harmful="harmful r̂").get(c, c))
+    a.set(xlabel=f"{self.unit} in a text", ylabel="texts"); a.legend(frameon=False)
+    top = self.categories.most_common(16)[::-1] or [("none named", 0)]
+    b.barh([" ".join((k or "none")[:28].split()).replace("$", r"\$") for k,_ in top], [n for _,n in top], color="#2563eb"); b.set_xlabel("triples"); b.tick_params(axis="y", labelsize=8)
+    if len(self.categories) > 16: b.set_title(f"16 of {len(self.categories)} categories", fontsize=9)
+    for ax in (a, b): ax.spines[["top","right"]].set_visible(False)
+    return fig
 
-    def markdown(self)->str:
-        "The card as text, without the picture."
-        bar = lambda cells: "| " + " | ".join(str(c).replace("|","\\|").replace("\n"," ") for c in cells) + " |"
-        tab = lambda df: [bar([df.index.name or "", *df.columns]), bar(["---"]*(len(df.columns)+1)), *(bar([i, *(f"{x:.1%}" if isinstance(x, float) else x for x in r)]) for i,r in zip(df.index, df.itertuples(index=False)))]
-        t = self.table(); t.index.name = f"{self.unit} in"
-        out = [f"# {self.name}", "", f"{self.rows} triples, hash `{self.hash}`. Sources: {', '.join(f'{k or chr(8212)} ({n})' for k,n in self.sources.most_common(12))}.", "", *tab(t), ""]
-        if self.gates is not None: out += ["## Gates", "", *tab(self.gates), ""]
-        out += ["## Categories", "", ", ".join(f"{k or 'none'} ({n})" for k,n in self.categories.most_common()), "", "## Examples", ""]
-        for e in self.examples: out += [f"- **{e['prompt']}**", f"  - safe: {e['safe'] or '(missing)'}", f"  - harmful: {e['harmful'] or '(missing)'}"]
-        return "\n".join(out) + "\n"
+# %% ../nbs/04c_card.ipynb #ec6aca51
+@patch
+def markdown(self:DataCard)->str:
+    "The card as text, without the picture."
+    line = lambda s: html.escape(" ".join(str(s).split()), quote=False)             # text is data: one line, and no markup of its own
+    bar = lambda cells: "| " + " | ".join(line(c).replace("|","\\|") for c in cells) + " |"
+    tab = lambda df: [bar([df.index.name or "", *df.columns]), bar(["---"]*(len(df.columns)+1)), *(bar([i, *(f"{x:.1%}" if isinstance(x, float) else x for x in r)]) for i,r in zip(df.index, df.itertuples(index=False)))]
+    t = self.table(); t.index.name = f"{self.unit} in"
+    some = lambda c, most: ", ".join(f"{line(k) or 'none'} ({n})" for k,n in c.most_common(most)) + (f" and {len(c)-most} more" if len(c) > most else "")
+    out = [f"# {line(self.name)}", "", f"{self.rows} triples, hash `{self.hash}`. Sources: {some(self.sources, 12)}.", "", *tab(t), ""]
+    if self.gates is not None: out += ["## Gates", "", *tab(self.gates), ""]
+    out += ["## Categories", "", some(self.categories, 100), "", "## Examples", ""]
+    for e in self.examples: out += [f"- {line(e['prompt'])}", f"  - safe: {line(e['safe']) or '(missing)'}", f"  - harmful: {line(e['harmful']) or '(missing)'}"]
+    return "\n".join(out) + "\n"
 
-    def save(self, folder):
-        "Write CARD.md and card.png into `folder`."
-        with atomically(Path(folder)/"card.png") as p:
-            fig = self.plot(); fig.savefig(p, dpi=110); plt.close(fig)
-        with atomically(Path(folder)/"CARD.md") as p: p.write_text(self.markdown().replace("\n\n", "\n\n![lengths and categories](card.png)\n\n", 1), encoding="utf-8")
+# %% ../nbs/04c_card.ipynb #27dcaf48
+@patch
+def save(self:DataCard, folder):
+    "Write CARD.md and card.png into `folder`."
+    with atomically(Path(folder)/"card.png") as p:
+        fig = self.plot(); fig.savefig(p, dpi=110); plt.close(fig)
+    with atomically(Path(folder)/"CARD.md") as p: p.write_text(self.markdown().replace("\n\n", "\n\n![lengths and categories](card.png)\n\n", 1), encoding="utf-8")
 
-    def __repr__(self): return f"DataCard({self.name!r}, {self.rows} triples, hash {self.hash!r})\n{self.table().to_string()}"
+# %% ../nbs/04c_card.ipynb #d9cc0f23
+@patch
+def __repr__(self:DataCard): return f"DataCard({self.name!r}, {self.rows} triples, hash {self.hash!r})\n{self.table().to_string()}"
 
-    def _repr_html_(self):
-        buf, fig = io.BytesIO(), self.plot(); fig.savefig(buf, dpi=90); plt.close(fig)
-        return (f"<b>{html.escape(self.name)}</b>: {self.rows} triples, hash <code>{self.hash}</code><br><img alt='lengths and categories' src='data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}'>"
-                + self.table().to_html() + ("" if self.gates is None else self.gates.to_html(float_format="{:.1%}".format)))
+@patch
+def _repr_html_(self:DataCard):
+    buf, fig = io.BytesIO(), self.plot(); fig.savefig(buf, dpi=90); plt.close(fig)
+    return (f"<b>{html.escape(self.name)}</b>: {self.rows} triples, hash <code>{self.hash}</code><br><img alt='lengths and categories' src='data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}'>"
+            + self.table().to_html() + ("" if self.gates is None else self.gates.to_html(float_format="{:.1%}".format)))
 
 # %% ../nbs/04c_card.ipynb #9ae247c5
 def data_card(

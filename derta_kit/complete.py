@@ -7,9 +7,11 @@ __all__ = ['WORDINGS', 'Request', 'Answer', 'Answers', 'Local', 'Endpoint', 'ask
 
 # %% ../nbs/03c_complete.ipynb #2d5736b7
 import hashlib, json, os, re, sqlite3, warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .data import COLUMNS
 from .decode import decode
@@ -44,7 +46,7 @@ class Answer:
 class Answers:
     "Answers by request, on disk."
     def __init__(self, path):
-        path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self.db.execute("pragma journal_mode=wal"); self.db.execute("pragma synchronous=normal")
@@ -55,7 +57,10 @@ class Answers:
         r = self.db.execute("select text, ended from answers where key=?", [key]).fetchone()
         return Answer(r[0], bool(r[1])) if r else None
 
-    def put(self, key, a): self.db.execute("insert or replace into answers values (?,?,?)", [key, a.text, int(a.ended)])
+    def put(self, key, a):
+        try: self.db.execute("insert or replace into answers values (?,?,?)", [key, a.text, int(a.ended)])
+        except sqlite3.Error as e: raise OSError(f"{self.path}: the answer could not be written ({e}); what was written before is kept") from None
+
     def __len__(self): return self.db.execute("select count(*) from answers").fetchone()[0]
     def close(self): self.db.close()
 
@@ -100,37 +105,50 @@ class Endpoint:
     ):
         try: import openai
         except ImportError: raise ImportError("an endpoint needs the package openai: pip install 'derta_kit[endpoint]'") from None
-        self.openai, self.model, self.concurrency, self.tok, self.extra, self.name = openai, model, concurrency, tokenizer, extra or {}, f"{url} {model}"
-        self.client = openai.OpenAI(base_url=url, api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none", max_retries=retries, timeout=timeout)
+        if not re.match(r"https?://[^/ ]+", url): raise ValueError(f"url={url!r}: give the whole address, such as http://127.0.0.1:8000/v1")
+        self.openai, self.url, self.model, self.concurrency, self.tok, self.extra = openai, url, model, concurrency, tokenizer, extra or {}
+        self.name = f"{url} {model}" + (f" {json.dumps(extra, sort_keys=True)}" if extra else "")
+        self.settings = dict(base_url=url, api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none", max_retries=retries, timeout=timeout)
 
-    def _send(self, r):
-        "(text, finish reason) from the server."
-        how = dict(model=self.model, max_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, seed=r.seed)
-        if self.tok is not None:
-            ids = prompt_ids(self.tok, r.prompt, r.system or None) + text_ids(self.tok, r.begin)
-            text = self.tok.decode(ids)
-            c = self.client.completions.create(prompt=text if self.tok(text, add_special_tokens=False)["input_ids"]==ids else ids, extra_body=self.extra, **how)      # ids where special tokens in the prompt must stay text
-            return (c.choices[0].text, c.choices[0].finish_reason) if c.choices else (None, None)
-        said = [dict(role="system", content=r.system)]*bool(r.system) + [dict(role="user", content=r.prompt)] + [dict(role="assistant", content=r.begin)]*bool(r.begin)
-        c = self.client.chat.completions.create(messages=said, extra_body={**(dict(continue_final_message=True, add_generation_prompt=False) if r.begin else {}), **self.extra}, **how)
-        return (c.choices[0].message.content, c.choices[0].finish_reason) if c.choices else (None, None)
+# %% ../nbs/03c_complete.ipynb #5a36a39b
+_NO_TEXT = "the server gave no text"       # a filter's doing, as a rule
 
-    def _one(self, r):
-        try: text, why = self._send(r)
-        except self.openai.OpenAIError as e:
-            hint = "; does the server not know continue_final_message? Pass tokenizer=… to Endpoint" if r.begin and self.tok is None and getattr(e, "status_code", 0) in (400, 422) else ""
-            return Answer("", error=f"{type(e).__name__}: {str(e)[:300]}{hint}")
-        except (ValueError, TypeError, AttributeError) as e: return Answer("", error=f"the server's reply is not a completion ({type(e).__name__}: {str(e)[:200]})")
-        if not isinstance(text, str): return Answer("", error="the server gave no text")
-        return Answer(text if r.begin and text.startswith(r.begin) else r.begin+text, why != "length")
+@patch
+def _send(self:Endpoint, r):
+    "(text, finish reason) from the server."
+    how = dict(model=self.model, max_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, seed=r.seed)
+    if self.tok is not None:
+        ids = prompt_ids(self.tok, r.prompt, r.system or None) + text_ids(self.tok, r.begin)
+        text = self.tok.decode(ids)
+        c = self.client.completions.create(prompt=text if self.tok(text, add_special_tokens=False)["input_ids"]==ids else ids, extra_body=self.extra, **how)      # ids where special tokens in the prompt must stay text
+        return (c.choices[0].text, c.choices[0].finish_reason) if c.choices else (None, None)
+    said = [dict(role="system", content=r.system)]*bool(r.system) + [dict(role="user", content=r.prompt)] + [dict(role="assistant", content=r.begin)]*bool(r.begin)
+    c = self.client.chat.completions.create(messages=said, extra_body={**(dict(continue_final_message=True, add_generation_prompt=False) if r.begin else {}), **self.extra}, **how)
+    return (c.choices[0].message.content, c.choices[0].finish_reason) if c.choices else (None, None)
 
-    def ask(self, requests, done):
-        "Answer each request; `done(number, Answer)` as they come."
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            jobs = {pool.submit(self._one, r): i for i,r in enumerate(requests)}
-            try:
-                for j in as_completed(jobs): done(jobs[j], j.result())
-            except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
+@patch
+def _one(self:Endpoint, r):
+    try: text, why = self._send(r)
+    except self.openai.OpenAIError as e:
+        hint = "; does the server not know continue_final_message? Pass tokenizer=… to Endpoint" if r.begin and self.tok is None and getattr(e, "status_code", 0) in (400, 422) else ""
+        return Answer("", error=f"{type(e).__name__}: {str(e)[:300]}{hint}")
+    except (ValueError, TypeError, AttributeError) as e: return Answer("", error=f"the server's reply is not a completion ({type(e).__name__}: {str(e)[:200]})")
+    if not isinstance(text, str): return Answer("", error=_NO_TEXT)
+    return Answer(text if r.begin and text.startswith(r.begin) else r.begin+text, why != "length")
+
+# %% ../nbs/03c_complete.ipynb #f75aad98
+@patch
+def ask(self:Endpoint, requests, done):
+    "Answer each request; `done(number, Answer)` as they come. `OSError` if nobody is there."
+    dead, self.client = 0, self.openai.OpenAI(**self.settings)
+    with ThreadPoolExecutor(self.concurrency) as pool:
+        jobs = {pool.submit(self._one, r): i for i,r in enumerate(requests)}
+        try:
+            for j in as_completed(jobs):
+                a = j.result(); done(jobs[j], a)
+                dead = dead+1 if dead is not None and a.error.startswith("APIConnectionError") else None
+                if dead and dead >= self.concurrency and dead < len(jobs): raise OSError(f"{self.url}: no server answers there ({a.error}); start it, or check the address. What was answered before is kept")
+        except BaseException: pool.shutdown(wait=False, cancel_futures=True); self.client.close(); raise
 
 # %% ../nbs/03c_complete.ipynb #f88949ef
 def ask(
@@ -166,6 +184,8 @@ _BEGIN = dict(harmful=("Sure,", "Sure, here is how", "", "Here are some steps", 
 WORDINGS = ("Sorry, but I can't help with that.", "Sorry, I can't assist with this request.", "Sorry, I won't help with this, because it could hurt someone.",
             "Sorry, that is not something I can help with.", "Sorry, I can't give advice on this. Please think about the people it would affect.", "Sorry, but I have to decline.")
 
+_AGAIN = ("too short", "refuses", "does not refuse", _NO_TEXT)       # there was an answer, and it does not pass; anything else is a request that failed
+
 def whole_sentences(
     text:str,   # a response that may have been cut off
 )->str:         # the same up to its last full stop; all of it if there is none
@@ -176,6 +196,22 @@ def whole_sentences(
 def _passes(field, text, min_words):
     if len(text.split()) < min_words: return False
     return (find_refusal(text) is not None) == (field=="safe") or field=="response"
+
+# %% ../nbs/03c_complete.ipynb #4164124c
+def _asked(rows, todo, field, backend, answers, seed, max_new, temperature, min_words, tries, system):
+    "({row: response}, {row: why it has none yet}) of the rows `todo`, asked until their answers pass."
+    t = (0. if field=="response" else .7) if temperature is None else temperature
+    least, begins, new, why = (20 if field=="harmful" else 3) if min_words is None else min_words, _BEGIN[field], {}, {}
+    if system is None: system = dict(harmful=_COMPLY, safe=_REFUSE, response="")[field]
+    for n in range(tries if t else len(begins)):
+        reqs = [Request(rows[i]["prompt"], system, begins[(i+n) % len(begins)], max_new, t, .9 if t else 1., seed+n) for i in todo]
+        for i,a in zip(todo, ask(backend, reqs, answers, f"{field} responses" + (f", try {n+1}" if n else ""))):
+            text = a.text.strip() if a.ended else whole_sentences(a.text)
+            if a.error: why[i] = a.error
+            elif _passes(field, text, least): new[i] = text
+            else: why[i] = "too short" if len(text.split()) < least else "refuses" if field=="harmful" else "does not refuse"
+        if not (todo := [i for i in todo if i not in new and why[i] in _AGAIN]): break
+    return new, why
 
 # %% ../nbs/03c_complete.ipynb #f83ffafe
 def complete(
@@ -194,25 +230,15 @@ def complete(
 ):                            # `Dataset` with `field` filled in; what is there already stays
     "Fill in what is missing. Rows that fail every try keep their gap, and a `RuntimeWarning` says how many and why."
     if field not in _BEGIN: raise ValueError(f"field={field!r}: use harmful, safe or response")
-    rows, failed = [dict(r) for r in rows], [] if failed is None else failed
+    rows, failed, new = rows if hasattr(rows, "__getitem__") else list(rows), [] if failed is None else failed, {}
     todo = [i for i,r in enumerate(rows) if not r.get(field)]
     if field=="safe" and backend is None:
-        for i in todo: rows[i]["safe"] = wordings[int(hashlib.sha256(f"{seed}/{rows[i]['prompt']}".encode()).hexdigest(), 16) % len(wordings)]
-        todo = []
+        new = {i: wordings[int(hashlib.sha256(f"{seed}/{rows[i]['prompt']}".encode()).hexdigest(), 16) % len(wordings)] for i in todo}
     elif backend is None: raise ValueError(f"{field} responses need a backend: Local(model, tokenizer) or Endpoint(url, model)")
-    t = (0. if field=="response" else .7) if temperature is None else temperature
-    least, begins, why = (20 if field=="harmful" else 3) if min_words is None else min_words, _BEGIN[field], {}
-    for n in range(tries if t else len(begins)):
-        if not todo: break
-        reqs = [Request(rows[i]["prompt"], system if system is not None else dict(harmful=_COMPLY, safe=_REFUSE, response="")[field], begins[(i+n) % len(begins)], max_new_tokens, t, .9 if t else 1., seed+n) for i in todo]
-        for i,a in zip(todo, ask(backend, reqs, answers, f"{field} responses" + (f", try {n+1}" if n else ""))):
-            text = a.text.strip() if a.ended else whole_sentences(a.text)
-            if a.error: why[i] = a.error
-            elif _passes(field, text, least): rows[i][field] = text
-            else: why[i] = "too short" if len(text.split()) < least else "refuses" if field=="harmful" else "does not refuse"
-        todo = [i for i in todo if not rows[i].get(field)]
-    failed += [(i, why[i]) for i in todo]
-    if todo:
-        first = ", ".join(f"{sum(w==x for x in why.values() if x)} × {w}" for w in sorted({why[i] for i in todo}))[:600]
-        warnings.warn(f"{len(todo)} of {len(rows)} rows still have no {field} response ({first}); the first is row {todo[0]}: {rows[todo[0]]['prompt'][:80]!r}", RuntimeWarning, stacklevel=2)
-    return table(({c: r.get(c) or "" for c in (["prompt","response","kind"] if field=="response" else COLUMNS)} for r in rows), ["prompt","response","kind"] if field=="response" else COLUMNS)
+    else: new, why = _asked(rows, todo, field, backend, answers, seed, max_new_tokens, temperature, min_words, tries, system)
+    if left := [i for i in todo if i not in new]:
+        failed += [(i, why[i]) for i in left]
+        most = Counter(why[i] for i in left).most_common(5)
+        warnings.warn(f"{len(left)} of {len(rows)} rows still have no {field} response ({', '.join(f'{n} × {w}' for w,n in most)[:600]}); the first is row {left[0]}: {rows[left[0]]['prompt'][:80]!r}", RuntimeWarning, stacklevel=2)
+    columns = ["prompt","response","kind"] if field=="response" else COLUMNS
+    return table(({c: (new.get(i) if c==field and i in new else r.get(c)) or "" for c in columns} for i,r in enumerate(rows)), columns)

@@ -35,22 +35,31 @@ def release_rows(
 def preference_rows(triples):
     "prompt, chosen, rejected, as conversations: TRL's DPO takes them as they are. The rejected response is the harmful one."
     say = lambda role, text: [dict(role=role, content=text)]
-    for t in triples: yield dict(prompt=say("user", t["prompt"]), chosen=say("assistant", t["safe"]), rejected=say("assistant", t["harmful"]))
+    for i,t in enumerate(triples):
+        for c in ("prompt","safe","harmful"):
+            if not t[c]: raise ValueError(f"row {i}: no {c}; complete it first")
+        yield dict(prompt=say("user", t["prompt"]), chosen=say("assistant", t["safe"]), rejected=say("assistant", t["harmful"]))
 
 def completion_rows(
     triples, tokenizer,
     seed:int=0,
     empty:float=1.,         # probability of an empty prefix; 1: ordinary safety data, below: RecAug
-    helpful=(),
+    helpful=(),             # rows with prompt, response
 ):                          # yields dicts with prompt and completion, as text in the chat template
-    "prompt and completion for TRL's SFT: r after the prompt and a prefix of r̂, both of which carry no loss."
-    text = lambda p: tokenizer.decode(prompt_ids(tokenizer, p))
-    end = tokenizer.decode(response_end(tokenizer))
+    "prompt and completion for TRL's SFT: r after the prompt and a prefix of r̂, both of which carry no loss. `ValueError` where text would become special tokens."
+    ids, end = (lambda s: tokenizer(s, add_special_tokens=False)["input_ids"]), tokenizer.decode(response_end(tokenizer))
+    def row(name, q, h, r):
+        text = tokenizer.decode(prompt_ids(tokenizer, q))
+        if ids(text) != prompt_ids(tokenizer, q) or any(ids(x) != text_ids(tokenizer, x) for x in (h, r)):
+            raise ValueError(f"{name}: holds text that the tokenizer takes for special tokens, and TRL would train on them as such; take it out, or use label_rows")
+        return dict(prompt=text+h, completion=(" " if h else "")+r+end)
     for i,t in enumerate(triples):
+        for c in ("prompt","safe") if empty >= 1 else ("prompt","safe","harmful"):
+            if not t[c]: raise ValueError(f"row {i}: no {c}; complete it first")
         rng, h = random.Random(f"{seed}/{i}"), text_ids(tokenizer, t["harmful"])
         k = 0 if rng.random() < empty else rng.randint(0, len(h))
-        yield dict(prompt=text(t["prompt"]) + tokenizer.decode(h[:k]), completion=(" " if k else "")+t["safe"]+end)
-    for t in helpful: yield dict(prompt=text(t["prompt"]), completion=t["response"]+end)
+        yield row(f"row {i}", t["prompt"], tokenizer.decode(h[:k]).rstrip("\ufffd"), t["safe"])
+    for i,t in enumerate(helpful): yield row(f"helpful row {i}", t["prompt"], "", t["response"])
 
 # %% ../nbs/04b_export.ipynb #449a6aa9
 def label_rows(

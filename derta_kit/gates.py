@@ -7,11 +7,12 @@ __all__ = ['GATES', 'DROP', 'row_gates', 'shingles', 'jaccard', 'near_duplicates
            'gate']
 
 # %% ../nbs/03d_gates.ipynb #9e09a5e9
-import json, re
+import json, math, re, tempfile
+from functools import lru_cache
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
-from rensa import RMinHash, RMinHashLSH
+from rensa import RMinHash
 from tqdm.auto import tqdm
 from .data import demo_data, redact, write_jsonl
 from .models import atomically
@@ -23,10 +24,12 @@ GATES = dict(
     refuses="r̂ is a refusal",
     complies="r is not a refusal",
     short="r̂ or r has too few words",
-    truncated="r ends in the middle of a sentence",
+    truncated="r or r̂ ends in the middle of a sentence",
     duplicate="prompt and r̂ are nearly those of an earlier row",
     contaminated="the prompt is nearly one that an evaluation set asks",
 )
+
+_ENDS = tuple(".!?…:)]\"'”’*`。！？")
 
 def row_gates(
     row:dict,              # prompt, safe, harmful
@@ -39,38 +42,52 @@ def row_gates(
     out, f = [], find_refusal(" ".join(row["harmful"].split(None, early+20)[:early+20]))     # what comes later does not count, and a search through long text costs
     if f and f.word < early: out.append("refuses")
     if not find_refusal(row["safe"]): out.append("complies")
-    if len(row["harmful"].split()) < min_harmful or len(row["safe"].split()) < min_safe: out.append("short")
-    if not re.search(r"[.!?…:)\]\"'”’*`。！？]\s*$", row["safe"]): out.append("truncated")
+    if any(len(row[c].split(None, least)) < least for c,least in (("harmful",min_harmful), ("safe",min_safe))): out.append("short")
+    if not all(row[c].rstrip().endswith(_ENDS) for c in ("safe","harmful")): out.append("truncated")
     return out
 
 # %% ../nbs/03d_gates.ipynb #42fa822a
 _PERM, _SEED = 96, 42
 
+def _shingles(text):
+    w = re.findall(r"\w+", text.lower())
+    return [*w, *map(" ".join, zip(w, w[1:]))] or [text]
+
 def shingles(text:str)->set:
     "Words and pairs of neighbouring words, in lower case."
-    w = re.findall(r"\w+", text.lower())
-    return {*w, *map(" ".join, zip(w, w[1:]))} or {text}
+    return {*_shingles(text)}
 
 def jaccard(a:set, b:set)->float: return len(a & b)/len(a | b)
 
+def _alike(marks, lo, hi, least):
+    "Numbers i·n+j of rows i whose marks agree with those of an earlier row j from `lo` to `hi`, and in `least` of all places. j is the first such row, or the last."
+    n, mix = len(marks), np.random.default_rng(_SEED).integers(1, 2**63, hi-lo, dtype=np.uint64)
+    key = sum(marks[:,k]*mix[k-lo] for k in range(lo, hi))
+    at = np.argsort(key, kind="stable"); new = np.r_[True, np.diff(key[at]) != 0]
+    start, k = np.maximum.accumulate(np.where(new, np.arange(n), 0)), np.flatnonzero(~new)
+    pairs = np.unique(np.r_[at[k]*n + at[start[k]], at[k]*n + at[k-1]])
+    return np.concatenate([p[(marks[p//n] == marks[p % n]).mean(1) >= least] for p in np.array_split(pairs, len(pairs)//20_000+1)])
+
+# %% ../nbs/03d_gates.ipynb #4c25e691
 def near_duplicates(
     texts,                # callable: slice → list of texts, so that they may stay on disk
     n:int,                # how many there are
     threshold:float=.8,   # Jaccard similarity
-    batch:int=2000,
+    batch:int=500,
     desc:str|None=None,
 )->dict:                  # row → the earlier row it nearly repeats
-    "Rows that are nearly an earlier row."
-    lsh, out = RMinHashLSH(threshold, _PERM, 12), {}
-    for s in tqdm(range(0, n, batch), desc=desc, disable=desc is None, unit="batch"):
-        here = texts(slice(s, min(n, s+batch))); sets = [shingles(t) for t in here]
-        marks = RMinHash.from_token_sets([list(x) for x in sets], _PERM, _SEED)
-        lsh.insert_many(marks, s)
-        for i,near in enumerate(lsh.query_all(marks), s):
-            for j in sorted(near):
-                if j >= i: break
-                other = sets[j-s] if j >= s else shingles(texts(slice(j, j+1))[0])
-                if jaccard(sets[i-s], other) >= threshold: out[i] = j; break
+    "Rows that are nearly an earlier row; MinHash misses about one in ten of those that are just at the threshold."
+    if not 0 < threshold <= 1: raise ValueError(f"threshold={threshold}: give a similarity above 0 and up to 1")
+    if not n: return {}
+    with tempfile.TemporaryFile() as f:
+        marks = np.memmap(f, np.uint32, "w+", shape=(n, _PERM))
+        for s in tqdm(range(0, n, batch), desc=desc, disable=desc is None, unit="batch"):
+            marks[s:s+batch] = RMinHash.digests_from_token_sets([*map(_shingles, texts(slice(s, min(n, s+batch))))], _PERM, _SEED)
+        size = next((r for r in (24,16,12,8,6,4,3,2) if 1-(1-threshold**r)**(_PERM//r) > .85), 1)
+        pairs = np.unique(np.concatenate([_alike(marks, k, k+size, threshold-.12) for k in range(0, _PERM, size)]))
+    at, out = lru_cache(4096)(lambda i: shingles(texts(slice(i, i+1))[0])), {}
+    for i,j in zip((pairs//n).tolist(), (pairs % n).tolist()):
+        if i not in out and jaccard(at(i), at(j)) >= threshold: out[i] = j
     return out
 
 # %% ../nbs/03d_gates.ipynb #215be33d
@@ -83,18 +100,18 @@ class Contamination:
             w = re.findall(r"\w+", p.lower()); k = min(run, len(w))
             if k >= 4:
                 for j in range(len(w)-k+1): self.runs.setdefault(tuple(w[j:j+k]), i)
-            for x in self.sets[i]:
-                if " " in x: self.byword.setdefault(x, []).append(i)       # pairs of words lead to candidates
+            for x in self.sets[i]: self.byword.setdefault(x, []).append(i)
         self.lengths = sorted({len(k) for k in self.runs})
 
     def __call__(self, prompt:str):
         "(name of the set, its prompt, how similar) of the evaluation prompt that `prompt` gives away, or `None`."
         w, s = re.findall(r"\w+", prompt.lower()), shingles(prompt)
-        best = max(((jaccard(s, self.sets[i]), i) for i in {i for x in s if " " in x for i in self.byword.get(x, ())}), default=(0,None))
-        if best[0] >= self.threshold: return *self.names[best[1]], best[0]
+        rare = sorted(s, key=lambda x: (len(self.byword.get(x, ())), x))[:len(s)-math.ceil(self.threshold*len(s))+1]      # one of these is in whatever is similar enough
+        best = max(((jaccard(s, self.sets[i]), -i) for i in {i for x in rare for i in self.byword.get(x, ())}), default=(0,0))
+        if best[0] >= self.threshold: return *self.names[-best[1]], best[0]
         for k in self.lengths:
             for j in range(len(w)-k+1):
-                if (i := self.runs.get(tuple(w[j:j+k]))) is not None: return *self.names[i], best[0]
+                if (i := self.runs.get(tuple(w[j:j+k]))) is not None: return *self.names[i], jaccard(s, self.sets[i])
 
 def evaluation_sets(more=None)->dict:
     "Prompts the kit evaluates on by default, and those of `more` (name → prompts)."

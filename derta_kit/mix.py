@@ -9,7 +9,7 @@ __all__ = ['read_pairs', 'mixed', 'mixture']
 import random, warnings
 from collections import Counter
 from datasets import Dataset
-from .data import _Row, _instruction
+from .layouts import _Row, _instruction
 from .records import DataError, records, table
 
 # %% ../nbs/02b_mix.ipynb #7660e46f

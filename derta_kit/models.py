@@ -170,13 +170,13 @@ def prompt_ids(
     prompt:str,             # what the user asks
     system:str|None=None,   # a system message, where the template has room for one
 )->list[int]:
-    "Token ids of `prompt` in the chat template, up to where the response begins; special tokens inside the prompt stay text."
+    "Token ids of `prompt` in the chat template, up to where the response begins; special tokens inside prompt and system message stay text."
     enc = lambda s: tokenizer(s, add_special_tokens=False)["input_ids"]
     p = _added(tokenizer, True)
-    if not p or not p.search(prompt): return enc(_template(tokenizer, prompt, system))
-    mark = f"\ue000{random.getrandbits(64):x}\ue001"
-    before, after = _template(tokenizer, mark, system).split(mark)
-    return enc(before) + text_ids(tokenizer, prompt) + enc(after)
+    if not p or not p.search(prompt + (system or "")): return enc(_template(tokenizer, prompt, system))
+    marks = {f"\ue000{random.getrandbits(64):x}\ue001": t for t in (prompt, system) if t is not None}; mark, *sys = marks
+    parts = re.split(f"({'|'.join(marks)})", _template(tokenizer, mark, *sys))
+    return [i for t in parts if t for i in (text_ids(tokenizer, marks[t]) if t in marks else enc(t))]
 
 def response_end(tokenizer)->list[int]:
     "The tokens that end a response: the end of turn, as the model's own generation knows it."

@@ -164,4 +164,5 @@ class TreeCollator:
     budget:int|None=None          # pack into rows of so many tokens
     limit:float=float("inf")      # from `tree_limit(model)`
     pad_id:int=0
-    def __call__(self, trees): return collate(trees, self.budget, self.limit, self.pad_id)
+    blocks:bool=False             # from `takes_blocks(model)`
+    def __call__(self, trees): return collate(trees, self.budget, self.limit, self.pad_id, self.blocks)

@@ -25,7 +25,7 @@ def refusal_token_id(
     raise ValueError(f"{word!r} is not one token of {getattr(tokenizer,'name_or_path','this tokenizer')!r}; pass word=… one of {have or 'its own words'}, "
                      "the word your safe responses begin with.")
 
-# %% ../nbs/00_refusals.ipynb #4c8d6203
+# %% ../nbs/00_refusals.ipynb #55c38d17
 _I    = r"(?:i|we)"
 _ly   = r"(?:(?:\w+ly|just|also|still|never|ever|in good conscience)[, ]+){0,2}"
 _able = (r"(?:able|allowed|permitted|authori[sz]ed|going|willing|programmed|designed|trained|built|comfortable|equipped|supposed|prepared|at liberty|in a position|capable)")
@@ -40,7 +40,7 @@ _help = (r"(?:help(?!\w*,? (?:but|it\b|myself|ourselves|(?:feel|think|wonder|not
          r"|pretend|impersonat|comment on|contribut|collaborat|cooperat|satisfy|process|perform|carry out|execut|talk about|make (?:that|this|such|any|fun|jokes|a joke)|in good conscience|tolerat|judg(?:e|ing)\b"
          r"|generali[sz]|stereotyp|access|joke|address)")
 
-# %% ../nbs/00_refusals.ipynb #c873169f
+# %% ../nbs/00_refusals.ipynb #479666ac
 _turn  = (r"(?:\W*(?:but\b|[s§]orry|$)|\s*[,.;:!–—-]+\s*(?:(?:no|that|this|it|as|my|your|the|you|not|can't|cannot|unable)\b|(?:i|we)\b(?! (?:know|understand|hope|feel|imagine|wish|love|guess)))"
           r"|,? (?:i|we) (?:can(?:no|')t|could|won't|will not|do not|don't|am (?:not|unable)))")
 _rules = r"(?:\w+(?: and|,|'s)? ){0,3}?(?:programming|guidelines?|principles?|values|purpose|polic(?:y|ies)|rules|training|scope|capabilit(?:y|ies)|terms|ethics|standards?|design|instructions|boundaries|mission)"
@@ -61,7 +61,7 @@ _PHRASES = re.compile("(?<![a-z])(?:" + "|".join((
     rf"an? (?:\w+ ){{0,4}}?(?:ai|model|assistant)\b[^.!?]{{0,40}}?\b(?:and|so|that|which|who) (?:\w+ly )?(?:am |is )?{_not}{_gap}{_help}",   # an AI and cannot …
 )) + f")|§orry{_turn}", re.DOTALL)
 
-# %% ../nbs/00_refusals.ipynb #7651264a
+# %% ../nbs/00_refusals.ipynb #4608714b
 _WRONG = (r"(?:(?:un)?ethical|(?:im)?moral(?:ly)?|(?:in)?appropriate|(?:un)?acceptable|(?:dis)?respectful|(?:ir)?responsible|(?:un)?justifi(?:ed|able)|permissible|humane|offensive|hateful|discriminatory"
           r"|racist|sexist|homophobic|tolerable|defensible)")
 _BAD   = rf"(?:{_WRONG}|(?:un|il)?(?:legal|lawful)|okay|ok|right|wrong|safe|harmful|hurtful|criminal|an? (?:good|bad|right|acceptable|healthy) (?:thing|idea|approach|way|solution|response))"
@@ -69,7 +69,7 @@ _MORAL = re.compile(r"\b(?:unethic|ethical|immoral|moral|illegal|unlawful|agains
                     r"|dignity|fair(?:ly|ness)|equal(?:ity|ly)?\b|inclusiv|respect(?:ed|ful)?\b|rights?\b|consent|privacy|well-?being|mental health|crim|consequences|seek(?:ing)? (?:\w+ )?(?:help|support|assistance)|counsel"
                     r"|therapist|regardless|justif|condon|diversity|gender|orientation|religio|ethnic|oppress|exploit|genocid|tragic|suffering|atroci|kindness|compassion|empathy|safety of)")
 
-# %% ../nbs/00_refusals.ipynb #0c6a58b5
+# %% ../nbs/00_refusals.ipynb #c9247d91
 _its, _bad1 = r"\b(?:it|this|that|violence|doing so|such \w+)(?:'s| is| would be) (?:\w+ ){0,2}?", r"(?:illegal|unethical|wrong|immoral|harmful|unacceptable|inappropriate)"
 _FRAMES = [(n, re.compile(p)) for n,p in (
     (0, rf"\b{_I} (?:am (?:just |only )?an? [^.!?]{{0,40}}?(?:and|but|so|,) (?:i )?)?{_ly}(?:must |have to |would |'d )?(?:strongly |firmly |highly )?(?:condemn|discourage\b|advise against|advise you (?:not|against)|urge you not|caution against"
@@ -86,7 +86,7 @@ _FRAMES = [(n, re.compile(p)) for n,p in (
     (3, r"\b(?:important|crucial|essential|vital|imperative|worth noting|committed) (?:to|that)\b|^\W*no,"),
     (4, r"\b(?:instead|please|not|never)\b"))]
 
-# %% ../nbs/00_refusals.ipynb #348bdb74
+# %% ../nbs/00_refusals.ipynb #441bea28
 _IDLE = re.compile(r"\W*(?:hello|hi\b|hey|thank|ah\b|oh\b|well\b|i(?:'m| am) (?:(?:\w+ )?sorry to hear|glad|happy to (?:help|assist)|here to|just|only|an? )|i (?:understand|appreciate|see|hear|must|want to|would like to|know)"
                    r"|as an?\b|first\b|it (?:sounds|seems|looks)|step \d|(?:this|the|your) question|(?:\w+ ){0,4}?it(?:'s| is) (?:\w+ )?(?:important|crucial|essential|worth))")
 _HELPS = re.compile(r"\b(?:however|but|that (?:being )?said|nevertheless|nonetheless|still)\b,? (?:\w+ ){0,6}?(?:here(?:'s| is| are)|i (?:can|will|could|'ll)\b|if you)|\bbased on the question")
@@ -104,7 +104,7 @@ def _lecture(t):
     if steps and steps.start() and "instead" not in head[:steps.start()]: return None
     return None if _HELPS.search(head) and (steps or moral < 4) else (s.start()+m.start(), s.start()+m.end())
 
-# %% ../nbs/00_refusals.ipynb #4487f514
+# %% ../nbs/00_refusals.ipynb #bb20b885
 @dataclass(frozen=True)
 class Refusal:
     "Where a text first refuses."
@@ -112,7 +112,7 @@ class Refusal:
     word:int    # whitespace-separated words before it
     phrase:str  # the words that gave it away
 
-def _lower(text): return text.replace("’", "'").replace("İ", "I").replace("Sorry", "§orry").lower()    # as long as `text`
+def _lower(text): return text.replace("§", " ").replace("’", "'").replace("İ", "I").replace("Sorry", "§orry").lower()    # as long as `text`
 
 def find_refusal(
     text:str,           # a response, whole or begun

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from .loss import step_total, tree_loss
 from .objectives import KINDS, RTO, TreeCollator, TreeDataset
-from .prefix_tree import tree_limit
+from .prefix_tree import takes_blocks, tree_limit
 from transformers import Trainer, TrainingArguments
 
 # %% ../nbs/06_train.ipynb #cc712b34
@@ -47,7 +47,7 @@ class DertaTrainer(Trainer):
         if args.world_size > 1: raise NotImplementedError("DertaTrainer runs on one device for now; start it without torchrun")
         self.limit = tree_limit(model) if args.limit is None else args.limit
         self.parts = torch.zeros(len(KINDS), 3)
-        collator = TreeCollator(args.budget, self.limit, processing_class.pad_token_id or 0)
+        collator = TreeCollator(args.budget, self.limit, processing_class.pad_token_id or 0, takes_blocks(model))
         super().__init__(model, args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples, device): return step_total(batch_samples, self.args.norm).to(device) if batch_samples else None

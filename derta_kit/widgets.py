@@ -6,19 +6,21 @@
 __all__ = ['Explorer', 'TrainingMonitor']
 
 # %% ../nbs/09b_widgets.ipynb #7fd6616a
-import base64, html, io, threading
+import html, threading, time
+from io import BytesIO
 import ipywidgets as W, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from IPython.display import display
-from fastcore.basics import in_notebook, patch
-from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from fastcore.basics import patch
 from .compare import Comparison, Models, compare
 from .data import demo_data
 from .models import atomically, prompt_ids, text_ids
-from .plots import NAMES, _bare, _style, monitor_figure
-from .probe import RefusalCurve, refusal_curves, rollouts, talk, token_text
+from .monitor import TrainingMonitor
+from .probe import RefusalCurve, rollouts, talk, token_text
 from .refusals import OPENERS, find_refusal
-from .strip import TokenStrip, _look, _model_view, _parts, _view, save_page, visible
+from .strip import TokenStrip, _look, _model_view, _parts, _view, save_page, strip_figure, visible
+
+# %% ../nbs/09b_widgets.ipynb #9a9479b1
+_all_ = ["TrainingMonitor"]
 
 # %% ../nbs/09b_widgets.ipynb #85df93ed
 class Explorer(W.VBox):
@@ -37,8 +39,9 @@ class Explorer(W.VBox):
         self.ms = models if isinstance(models, Models) else Models(dict(model=models) if isinstance(models, tuple) else models, base)
         if not 1 <= len(list(self.ms)) <= 3: raise ValueError(f"the explorer shows one to three models, not {len(list(self.ms))}")
         self.examples = list(demo_data()["harmful_eval"] if examples is None else examples)
-        self.how, self.max_new_tokens, self.show = dict(openers=openers, word=word, max_tokens=max_tokens, top=6), max_new_tokens, show_harmful
-        self.comparison, self.response, self.ids, self.said = None, "", [], {}
+        self.how = dict(openers=openers, word=word, max_tokens=max_tokens, top=6)
+        self.max_new_tokens, self.show = max_new_tokens, show_harmful
+        self.comparison, self.asked, self.response, self.ids, self.tracks, self.said = None, "", "", [], {}, {}
         self._lock, self._stop, self._thread = threading.RLock(), threading.Event(), None
         super().__init__(self._controls()); self.add_class("derta-explorer")
         if prompt or response: self.measure(prompt, response)
@@ -46,35 +49,57 @@ class Explorer(W.VBox):
 
     @property
     def tok(self): return self.ms.tok
+    def __repr__(self): return f"Explorer of {', '.join(self.ms)} on a response of {len(self.ids)} tokens"
 
 # %% ../nbs/09b_widgets.ipynb #c94775fe
+_WIDE, _NARROW = (W.Layout(width=w, max_width="100%") for w in ("auto", "220px"))
+_row = lambda *kids: W.HBox(kids, layout=W.Layout(flex_flow="row wrap", align_items="center"))
+
+@patch
+def _button(self:Explorer, text, tip, f):
+    b = W.Button(description=text, tooltip=tip, layout=W.Layout(width="auto"))
+    b.on_click(lambda _: self._try(f))
+    return b
+
 @patch
 def _controls(self:Explorer):
     "The ipywidgets around the strip."
-    wide, names = W.Layout(width="auto", max_width="100%"), list(self.ms)
-    self.strip = TokenStrip(model=names[-1])
-    self.example = W.Dropdown(options=[("choose an example …", None)] + [(f"{i+1}. {e['prompt'][:70]}", i) for i,e in enumerate(self.examples)], description="example", layout=wide)
-    self.prompt = W.Textarea(description="prompt", rows=2, layout=wide)
-    self.depth = W.BoundedIntText(0, min=0, max=0, description="go on after", layout=W.Layout(width="170px"), tooltip="tokens of the response that are given")
-    self.speaker = W.Dropdown(options=names, value=names[-1], description="live with", layout=W.Layout(width="200px"))
-    self.forced = W.Text(placeholder="force this text, then Enter", layout=W.Layout(width="200px"), continuous_update=False)
-    button = lambda text, tip, f: (b := W.Button(description=text, tooltip=tip, layout=W.Layout(width="auto")), b.on_click(lambda _: self._try(f)))[0]
-    self.buttons = dict(measure=button("Measure", "where does each model want to refuse?", lambda: self.measure(self.prompt.value, self.response)), go=button("Go on from here", "what does each model say after so many tokens?", lambda: self.go_on(self.depth.value)),
-                        live=button("Live", "generate token by token from here", lambda: self.start(self.depth.value)), stop=button("Stop", "stop generating", self.halt))
-    self.status = W.HTML()
-    self.example.observe(lambda c: c.new is not None and self._try(lambda: self.measure(self.examples[c.new]["prompt"], self.examples[c.new]["harmful"])), "value")
-    self.forced.observe(lambda c: c.new and self._try(lambda: self.force(self.strip.cursor if self.strip.live else self.depth.value, c.new)), "value")
-    W.link((self.depth, "value"), (self.strip, "depth")); self.strip.on_msg(lambda _, msg, __: self._try(lambda: self._hear(msg)))
-    row = lambda *kids: W.HBox(kids, layout=W.Layout(flex_flow="row wrap", align_items="center"))
-    b = self.buttons
-    return [self.example, self.prompt, row(b["measure"], self.depth, b["go"]), row(self.speaker, b["live"], b["stop"], self.forced), self.status, self.strip]
+    names = list(self.ms); self.strip = TokenStrip(model=names[-1])
+    examples = [("choose an example …", None)] + [(f"{i+1}. {e['prompt'][:70]}", i) for i,e in enumerate(self.examples)]
+    self.example = W.Dropdown(options=examples, description="example", layout=_WIDE)
+    self.prompt = W.Textarea(description="prompt", rows=2, layout=_WIDE)
+    self.depth = W.BoundedIntText(0, min=0, max=0, description="after token", layout=W.Layout(width="170px"), tooltip="how many tokens of the response are given")
+    self.speaker = W.Dropdown(options=names, value=names[-1], description="live with", layout=_NARROW)
+    self.forced = W.Text(description="force", placeholder="text, then Enter", layout=_NARROW, continuous_update=False)
+    self.measuring = self._button("Measure", "where does each model want to refuse?", lambda: self.measure(self.prompt.value, self.response))
+    self.going = self._button("Go on from here", "what does each model say after so many tokens?", lambda: self.go_on(self.depth.value))
+    self.living = self._button("Live", "generate token by token from here", lambda: self.start(self.depth.value, model=self.speaker.value))
+    self.stopping = self._button("Stop", "stop generating", self.halt)
+    self.status = W.HTML(layout=W.Layout(min_height="28px"))      # so that nothing jumps
+    self._wire()
+    return [self.example, self.prompt, _row(self.measuring, self.depth, self.going), _row(self.speaker, self.living, self.stopping, self.forced), self.status, self.strip]
+
+# %% ../nbs/09b_widgets.ipynb #e1d0b7a9
+@patch
+def _wire(self:Explorer):
+    "What happens when a person changes something."
+    def example(change):
+        if change.new is not None: e = self.examples[change.new]; self._try(lambda: self.measure(e["prompt"], e["harmful"]))
+    def force(change):
+        if change.new: self._try(lambda: self.force(self.strip.cursor if self.strip.live else self.depth.value, change.new)); self.forced.value = ""
+    self.example.observe(example, "value"); self.forced.observe(force, "value")
+    W.link((self.depth, "value"), (self.strip, "depth"))
+    self.strip.on_msg(lambda _, msg, __: self._try(lambda: self._hear(msg)))
+
+@patch
+def _fail(self:Explorer, e): self.status.value = f'<b role="alert">{html.escape(type(e).__name__)}:</b> {html.escape(str(e))}'
 
 @patch
 def _try(self:Explorer, f):
     "Do what a person asked for; say what went wrong."
     self.status.value = "<i>working …</i>"
     try: f(); self.status.value = ""
-    except Exception as e: self.status.value = f"<b>{html.escape(type(e).__name__)}:</b> {html.escape(str(e))}"
+    except Exception as e: self._fail(e)
 
 # %% ../nbs/09b_widgets.ipynb #81e4b928
 @patch
@@ -83,10 +108,12 @@ def measure(self:Explorer, prompt:str, response:str)->Comparison:
     self.halt()
     if not prompt.strip(): raise ValueError("the prompt is empty; type one, or choose an example")
     with self._lock: c = compare(self.ms, [prompt], [response], **self.how)
-    self.comparison, self.prompt.value, self.response, self.ids = c, prompt, response, text_ids(self.tok, response)[:self.how["max_tokens"]]
-    self.said, self.strip.rollouts, self.strip.live, self.strip.cursor = {}, {}, False, 0
-    self.tracks = {n: cs[0] for n,cs in c.curves.items()}
-    self._draw(); self.depth.max = len(self.ids); self.depth.value = min(self.depth.value, len(self.ids))
+    self.comparison, self.asked, self.response, self.ids = c, prompt, response, text_ids(self.tok, response)[:self.how["max_tokens"]]
+    self.tracks, self.said, self.prompt.value = {n: cs[0] for n,cs in c.curves.items()}, {}, prompt
+    with self.strip.hold_sync():
+        self.strip.rollouts, self.strip.live, self.strip.cursor = {}, False, 0
+        self._draw()
+    self.depth.max = len(self.ids); self.depth.value = min(self.depth.value, len(self.ids))
     return c
 
 @patch
@@ -95,20 +122,26 @@ def _draw(self:Explorer, **kwargs):
     kl = lambda n: self.comparison.kl[n][0] if not self.strip.live and n in self.comparison.kl else None
     models = [_model_view(n, list(self.ms).index(n), c, kl(n), self.show) for n,c in self.tracks.items()]
     if self.strip.model not in self.tracks: self.strip.model = list(self.tracks)[-1]
-    if self.strip.colour not in models[-1] : self.strip.colour = "prob"
+    if not any(self.strip.colour in m for m in models): self.strip.colour = "prob"
     self.strip.view = _view(models, [token_text(self.tok, i) for i in self.ids], len(self.tok), self.show, **kwargs)
 
 @patch
+def _ready(self:Explorer):
+    "There is a response, and it was measured with the prompt that stands there now."
+    if self.comparison is None: raise ValueError("there is no response yet; choose an example, or write one and measure it")
+    if self.prompt.value != self.asked: self.measure(self.prompt.value, self.response)
+
+# %% ../nbs/09b_widgets.ipynb #a4c3f6e2
+@patch
 def go_on(self:Explorer, at:int)->dict:
     "What each model says after `at` tokens of the response: {name: `Continuation`}."
-    self.halt()
-    if not self.ids: raise ValueError("there is no response yet; choose an example, or write one and measure it")
-    out = {}
+    self.halt(); self._ready(); out = {}
     with self._lock:
         for n in self.ms:
-            with self.ms.use(n) as m: out[n] = rollouts(m, self.tok, self.prompt.value, self.ids, [at], self.max_new_tokens)[0]
+            with self.ms.use(n) as m: out[n] = rollouts(m, self.tok, self.asked, self.ids, [at], self.max_new_tokens)[0]
     self.said[str(at)] = out
-    self.strip.rollouts = {**self.strip.rollouts, str(at): [dict(model=n, **_look(n, i), refuses=find_refusal(c.text) is not None, parts=_parts(c.text, self.show)) for i,(n,c) in enumerate(out.items())]}
+    seen = [dict(model=n, **_look(n, i), refuses=find_refusal(c.text) is not None, parts=_parts(c.text, self.show)) for i,(n,c) in enumerate(out.items())]
+    self.strip.rollouts = {**self.strip.rollouts, str(at): seen}
     self.strip.depth = at
     return out
 
@@ -116,8 +149,10 @@ def go_on(self:Explorer, at:int)->dict:
 @patch
 def _words(self:Explorer):
     "All that is masked, in the form the strip takes it."
-    return dict(type="text", tokens=[visible(token_text(self.tok, i)) for i in self.ids], response=self.response, rollouts={d: [_parts(c.text, True) for c in r.values()] for d,r in self.said.items()},
-                top=[[[visible(t) for t,_,_ in row] for row in c.top or []] for c in self.tracks.values()])
+    tracks, ids, said = dict(self.tracks), list(self.ids), dict(self.said)      # a thread may add to them meanwhile
+    return dict(type="text", tokens=[visible(token_text(self.tok, i)) for i in ids], response=self.tok.decode(ids, skip_special_tokens=True),
+                rollouts={d: [_parts(c.text, True) for c in r.values()] for d,r in said.items()},
+                top=[[[visible(t) for t,_,_ in row] for row in c.top or []] for c in tracks.values()])
 
 @patch
 def _hear(self:Explorer, msg):
@@ -130,36 +165,44 @@ def _hear(self:Explorer, msg):
 
 # %% ../nbs/09b_widgets.ipynb #6c585e89
 @patch
-def start(self:Explorer, at:int, forced=(), model:str=None):
-    "Go on after `at` tokens with one model, token by token; `forced` token ids come first."
-    self.halt()
-    if self.comparison is None: raise ValueError("there is no response yet; choose an example, or write one and measure it")
+def start(self:Explorer,
+    at:int,            # tokens of the response that are kept
+    forced=(),         # token ids that are said first
+    model:str=None,    # default: the one that is live, or the one chosen for it
+    most:int=200,      # new tokens
+):
+    "Go on after `at` tokens with one model, token by token; see `wait`, `halt`."
+    self.halt(); self._ready()
     name = model or (next(iter(self.tracks)) if self.strip.live else self.speaker.value)
+    if name not in self.tracks: self.measure(self.asked, self.response)       # another one was live, whose readings do not hold for this one
     c, self.ids = self.tracks[name], self.ids[:at]
-    self.tracks = {name: RefusalCurve(c.prompt, c.tokens[:at], c.prob[:at], c.rank[:at], c.logp[:at], None, c.word, c.top[:at])}
-    self.strip.live, self.strip.rollouts, self.said, self.strip.depth = True, {}, {}, at
-    self._stop.clear(); self._thread = threading.Thread(target=self._talk, args=(name, at, list(forced)), daemon=True); self._thread.start()
+    self.tracks = {name: RefusalCurve(c.prompt, c.tokens[:at], c.prob[:at], c.rank[:at], c.logp[:at], None, c.word, (c.top or [])[:at])}
+    self.said, self.strip.rollouts, self.strip.live, self.strip.depth = {}, {}, True, at
+    self._stop.clear()
+    self._thread = threading.Thread(target=self._talk, args=(name, at, list(forced), most), daemon=True); self._thread.start()
 
 @patch
-def _talk(self:Explorer, name, at, forced, most=200):
-    "The thread of `start`."
-    c, put = self.tracks[name], list(range(at, at+len(forced)))
+def _talk(self:Explorer, name, at, forced, most, pause=.06):
+    "The thread of `start`; draws at most once in `pause` seconds."
+    put, drawn = list(range(at, at+len(forced))), 0
     try:
         with self._lock, self.ms.use(name) as m:
-            said = talk(m, self.tok, prompt_ids(self.tok, self.prompt.value)+self.ids, c.word, self.how["top"], most)
+            said = talk(m, self.tok, prompt_ids(self.tok, self.asked)+self.ids, self.how["word"], self.how["top"], most)
             mine, read = next(said)
             while not self._stop.is_set():
                 t = forced.pop(0) if forced else mine
-                c = c.longer(token_text(self.tok, t), read); self.tracks = {name: c}; self.ids = [*self.ids, t]
-                self._draw(said=at, forced=put, grows=True)
+                self.tracks = {name: self.tracks[name].longer(token_text(self.tok, t), read)}; self.ids = [*self.ids, t]
+                if time.monotonic()-drawn > pause: self._draw(said=at, forced=put, grows=True); drawn = time.monotonic()
                 mine, read = said.send(t)
     except StopIteration: pass
-    except Exception as e: self.status.value = f"<b>{html.escape(type(e).__name__)}:</b> {html.escape(str(e))}"
-    if self.ids: self.response = self.tok.decode(self.ids, skip_special_tokens=False); self.depth.max = len(self.ids); self._draw(said=at, forced=put)
+    except Exception as e: self._fail(e)
+    self.response, self.depth.max = self.tok.decode(self.ids, skip_special_tokens=True), len(self.ids)
+    if self.ids: self._draw(said=at, forced=put)
 
+# %% ../nbs/09b_widgets.ipynb #f2b8c9d4
 @patch
 def wait(self:Explorer, timeout:float=None):
-    "Until live generation has ended by itself."
+    "Until live generation has ended by itself, or for `timeout` seconds."
     if self._thread: self._thread.join(timeout)
 
 @patch
@@ -176,19 +219,12 @@ def force(self:Explorer, at:int, token):
 
 # %% ../nbs/09b_widgets.ipynb #c8aa3e77
 @patch
-def figure(self:Explorer):
-    "The curves, and below them a strip a model; a matplotlib figure."
-    n = len(self.tracks); fig, (a, b) = plt.subplots(2, 1, figsize=(8, 2.4+.32*n), height_ratios=[2.2, .32*n], sharex=True, layout="constrained")
-    for i,(k,c) in enumerate(self.tracks.items()): a.plot(c.prob, lw=2, **{"color": _look(k, i)["color"], **_style(k)}, label=NAMES.get(k, k))
-    _bare(a).set(ylim=(-.03,1.03), ylabel=f'P("{self.how["word"]}")'); a.legend(frameon=False, fontsize=8)
-    b.imshow(np.stack([c.prob for c in self.tracks.values()]), aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    b.set_yticks(range(n), [NAMES.get(k, k) for k in self.tracks]); b.set_xlabel("token of the response"); b.spines[:].set_visible(False)
-    return fig
+def figure(self:Explorer): "The picture of it; a matplotlib figure."; return strip_figure(self.tracks)
 
 @patch
 def png(self:Explorer, path=None)->bytes:
     "The figure as PNG; also written to `path`."
-    fig, out = self.figure(), io.BytesIO(); fig.savefig(out, dpi=110); plt.close(fig)
+    fig, out = self.figure(), BytesIO(); fig.savefig(out, dpi=110); plt.close(fig)
     if path:
         with atomically(path) as p: p.write_bytes(out.getvalue())
     return out.getvalue()
@@ -202,17 +238,33 @@ def to_frame(self:Explorer)->pd.DataFrame:
 @patch
 def table(self:Explorer)->pd.DataFrame:
     "A row a model: what the curves say, and where its rollouts refuse."
-    row = lambda n, c: {"mean P(refusal), position 2 on": c.prob[2:].mean() if len(c)>2 else np.nan, "best rank": int(c.rank.min()), **({} if c.opener_mass is None else {"mean opener mass": c.opener_mass.mean()}),
-                        **({"mean KL to base": self.comparison.kl[n][0].mean()} if n in self.comparison.kl and not self.strip.live else {}), **{f"after {d} tokens": "refuses" if find_refusal(r[n].text) else "goes on" for d,r in self.said.items()}}
+    def row(n, c):
+        out = {"mean P(refusal), position 2 on": c.prob[2:].mean() if len(c) > 2 else np.nan, "best rank": int(c.rank.min())}
+        if c.opener_mass is not None: out["mean opener mass"] = c.opener_mass.mean()
+        if not self.strip.live and n in self.comparison.kl: out["mean KL to base, nats"] = self.comparison.kl[n][0].mean()
+        return {**out, **{f"after {d} tokens": "refuses" if find_refusal(r[n].text) else "goes on" for d,r in self.said.items()}}
     return pd.DataFrame({n: row(n, c) for n,c in self.tracks.items()}).T
+
+# %% ../nbs/09b_widgets.ipynb #d5e6f7a8
+_ALT = "P(refusal) along the response: a line and a strip of colour for each model; the table has the numbers"
+
+@patch
+def _still(self:Explorer):
+    "The static form: the table, under the prompt."
+    return f'<div class="derta-still"><p><b>{html.escape(self.prompt.value)}</b></p>{self.table().to_html(float_format="{:.3f}".format)}</div>'
 
 @patch
 def _repr_mimebundle_(self:Explorer, **kwargs):
     "The widget, and a picture and a table for places that have no widgets."
-    out = W.VBox._repr_mimebundle_(self, **kwargs)
-    if self.comparison is None: return out
-    img = base64.b64encode(self.png()).decode()
-    return {**out, "image/png": img, "text/html": f'<p><b>{html.escape(self.prompt.value)}</b></p><img alt="P(refusal) along the response, a line a model" src="data:image/png;base64,{img}">' + self.table().to_html(float_format="{:.3f}".format)}
+    out = {**W.VBox._repr_mimebundle_(self, **kwargs), "text/plain": repr(self)}
+    return out if self.comparison is None else {**out, "image/png": self.png(), "text/html": self._still()}
+
+@patch
+def _ipython_display_(self:Explorer):
+    "Shown as three outputs, since a page that tries a widget and fails looks no further within one."
+    b = self._repr_mimebundle_(); png, still = b.pop("image/png", None), b.pop("text/html", None)
+    display(b, raw=True)
+    if png: display({"image/png": png, "text/plain": _ALT}, raw=True, metadata={"image/png": dict(alt=_ALT)}); display({"text/html": still, "text/plain": self.table().to_string()}, raw=True)
 
 # %% ../nbs/09b_widgets.ipynb #32b56f7c
 @patch
@@ -222,32 +274,4 @@ def save(self:Explorer,
 ):
     "Write one self-contained, interactive file."
     if self.comparison is None: raise ValueError("there is nothing to save yet; measure a response first")
-    save_page(self.strip, path, self.prompt.value, self._words() if show_harmful else None)
-
-# %% ../nbs/09b_widgets.ipynb #762ee346
-class TrainingMonitor(TrainerCallback):
-    "The losses, and where the model wants to refuse in held-out r̂, while training runs."
-    def __init__(self,
-        tokenizer,
-        rows=None,            # held-out triples; default: the first four of the demo's evaluation questions
-        every:int=20,         # steps between two looks
-        max_tokens:int=60,    # of each r̂
-    ):
-        self.tok, self.every, self.max_tokens = tokenizer, every, max_tokens
-        rows = demo_data()["harmful_eval"].select(range(4)) if rows is None else rows
-        self.pairs, self.curves, self.handle = [(r["prompt"], r["harmful"]) for r in rows], {}, None
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs): self.look(model, state)
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every==0 or state.global_step==state.max_steps: self.look(model, state)
-
-    def look(self, model, state):
-        "Measure, and show."
-        self.curves[state.global_step] = [c.prob for c in refusal_curves(model, self.tok, self.pairs, max_tokens=self.max_tokens)]
-        last = next((h for h in reversed(state.log_history) if "loss" in h), {})
-        if not in_notebook():
-            tqdm.write(f"step {state.global_step}: P(refusal) in held-out r̂ {np.concatenate(self.curves[state.global_step]).mean():.3f}" + "".join(f", {k} {last[k]:.3f}" for k in ("loss_helpful","loss_mle","loss_rto") if k in last)); return
-        fig = monitor_figure(state.log_history, self.curves)
-        if self.handle: self.handle.update(fig)
-        else: self.handle = display(fig, display_id=True)
-        plt.close(fig)
+    save_page(self.strip, path, self.asked, self._words() if show_harmful else None)

@@ -27,7 +27,7 @@ class Memory(threading.Thread):
                 if k in self.peak: self.peak[k] = max(self.peak[k], int(v.split()[0])*1024)
 
 
-def stages(path, most_trees):
+def stages(path, every=4):
     import torch, transformers
     from derta_kit.data import read_triples
     from derta_kit.gates import gate
@@ -38,19 +38,21 @@ def stages(path, most_trees):
     def timed(name, f, n=None):
         t = time.perf_counter(); r = f(); dt = time.perf_counter()-t
         out[name] = dict(rows_a_second=(n or len(r))/dt, seconds=dt, peak_gb=(m.peak["RssAnon"]-base.peak["RssAnon"])/1e9, peak_with_mapped_gb=(m.peak["VmRSS"]-base.peak["VmRSS"])/1e9)
-        print(f"{name:6s} {out[name]['rows_a_second']:9.0f} rows/s  {dt:7.1f} s  peak {out[name]['peak_gb']:.2f} GB above the interpreter's own ({out[name]['peak_with_mapped_gb']:.2f} with mapped file pages)", flush=True)
+        print(f"{name:8s} {out[name]['rows_a_second']:9.0f} rows/s  {dt:7.1f} s  peak {out[name]['peak_gb']:.2f} GB above the interpreter's own ({out[name]['peak_with_mapped_gb']:.2f} with mapped file pages)", flush=True)
         return r
     ds = timed("read", lambda: read_triples(path))
     g = timed("gate", lambda: gate(ds), len(ds))
-    trees = TreeDataset(tok, g.kept, o=Objective(cuts=2, max_length=1024)); n = min(most_trees, len(trees))
-    timed("trees", lambda: sum(len(trees[i]) for i in range(n)), n)
+    trees = timed("checked", lambda: TreeDataset(tok, g.kept, o=Objective(cuts=2, max_length=1024)))
+    some = range(0, len(trees), every)             # over the whole file
+    timed("trees", lambda: sum(len(trees[i]) for i in some), len(some))
     print(g.table.to_string())
-    return dict(rows=len(ds), trees_built=n, flagged=g.table["flagged"].to_dict(), **out)
+    return dict(rows=len(ds), trees_built=len(some), flagged=g.table["flagged"].to_dict(), **out)
 
 
 if __name__ == "__main__":
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory() as d:
         write(f"{d}/x.jsonl", n); print(f"{n} rows, {os.path.getsize(f'{d}/x.jsonl')/1e9:.2f} GB")
-        out = stages(f"{d}/x.jsonl", n)
+        out = stages(f"{d}/x.jsonl")
+    out["machine"] = dict(cores=os.cpu_count(), threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     if len(sys.argv) > 2: Path(sys.argv[2]).write_text(json.dumps(out, indent=1))

@@ -1,5 +1,5 @@
 "Decoding and completion: the same greedy text as generate, killed and gone on with, servers that stall and die."
-import json, os, signal, socket, subprocess, sys, threading, time, urllib.request
+import json, os, random, re, signal, socket, subprocess, sys, threading, time, urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT, tiny
@@ -86,26 +86,85 @@ def test_gaps_that_stay_are_reported(tmp_path):
 
 KILLED = """
 import sys, torch; torch.set_num_threads(1)
-from derta_kit.complete import Local, complete
+from derta_kit.complete import Endpoint, Local, complete
 from derta_kit.data import write_jsonl
 from derta_kit.models import load
-rows = [dict(prompt=f"How do I sneak into {w}?", safe="", harmful="") for w in ("a cinema","a club","a pool","a ferry","a zoo","a gym")]
-write_jsonl(complete(rows, "harmful", Local(*load("demo"), slots=2), sys.argv[1]+".sqlite", max_new_tokens=24, min_words=5), sys.argv[1])
+rows = [dict(prompt=f"How do I sneak into {w}?", safe="", harmful="") for w in ("a cinema","a club","a pool","a ferry","a zoo","a gym")*(3 if sys.argv[2:] else 1)]
+for i,r in enumerate(rows): r["prompt"] += "?"*(i//6)
+write_jsonl(complete(rows, "harmful", Endpoint(sys.argv[2], "m", 3) if sys.argv[2:] else Local(*load("demo"), slots=2), sys.argv[1]+".sqlite", max_new_tokens=24, min_words=5), sys.argv[1])
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_file(tmp_path):
-    def start(name): return subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path/name)], stderr=subprocess.DEVNULL)
-    assert start("whole.jsonl").wait(300) == 0
-    p, db = start("killed.jsonl"), tmp_path/"killed.jsonl.sqlite"
+def start(*args): return subprocess.Popen([sys.executable, "-c", KILLED, *map(str, args)], stderr=subprocess.DEVNULL)
+
+
+def killed_and_gone_on(path, counts, *args):
+    "Kill −9 once so many answers are held, start again, …; at last let it end. The file appears only then."
+    db = path.with_name(path.name+".sqlite")
     def held():
         try: return len(Answers(db)) if db.exists() else 0
         except OSError: return 0
-    while p.poll() is None and held() < 2: time.sleep(.02)
-    p.send_signal(signal.SIGKILL); p.wait()
-    assert not (tmp_path/"killed.jsonl").exists() and held() >= 2
-    assert start("killed.jsonl").wait(300) == 0
-    assert (tmp_path/"killed.jsonl").read_text() == (tmp_path/"whole.jsonl").read_text()
+    for n in counts:
+        p = start(path, *args)
+        while p.poll() is None and held() < n: time.sleep(.01)
+        time.sleep(random.random()*.05)
+        p.send_signal(signal.SIGKILL); p.wait()
+        assert not path.exists() and held() >= n
+    assert start(path, *args).wait(300) == 0
+    return path.read_text()
+
+
+KILLS = int(os.environ.get("DERTA_KILLS", 2))      # more for a long run
+
+
+def test_a_killed_run_goes_on_to_the_same_file(tmp_path):
+    assert start(tmp_path/"whole.jsonl").wait(300) == 0
+    counts = sorted(random.choices(range(1, 5), k=KILLS))
+    assert killed_and_gone_on(tmp_path/"killed.jsonl", counts) == (tmp_path/"whole.jsonl").read_text()
+
+
+class Wayward(BaseHTTPRequestHandler):
+    "Refuses, or says too little, for some prompts and seeds; the same request gets the same answer, in its own time."
+    def log_message(self, *a): pass
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"]))); key = json.dumps([body["messages"], body["seed"]]); rng = random.Random(key)
+        time.sleep(random.random()*.1)
+        text = rng.choice(["I'm sorry, but I cannot help with that at all.", "No.", "one two three four five six "+str(rng.random()), "and so it goes on for a while "+str(rng.random())])
+        Flaky.reply(self, 200, dict(id="1", object="chat.completion", created=0, model="m", choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=text))]))
+
+
+@pytest.fixture
+def wayward():
+    s = ThreadingHTTPServer(("127.0.0.1", 0), Wayward); threading.Thread(target=s.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{s.server_port}/v1"
+    s.shutdown()
+
+
+def test_a_killed_run_against_a_server_goes_on_to_the_same_file(wayward, tmp_path):
+    assert start(tmp_path/"whole.jsonl", wayward).wait(300) == 0
+    counts = sorted(random.choices(range(1, 18), k=KILLS))
+    assert killed_and_gone_on(tmp_path/"killed.jsonl", counts, wayward) == (tmp_path/"whole.jsonl").read_text()
+    assert len(read_triples(tmp_path/"whole.jsonl")) == 18
+
+
+def test_a_request_that_failed_is_asked_again_as_it_was(tmp_path):
+    "A run during which the server was away ends, once it is back, in the file of a run during which it was not."
+    from derta_kit.complete import Answer
+    def f(r): return Answer(f"{r.begin} {r.seed} "+"word "*30) if r.seed else Answer("I'm sorry, I cannot help with that.")
+    whole = complete(ROWS, "harmful", Fake(f), tmp_path/"a.sqlite")
+    def away(r): return Answer("", error="APIConnectionError") if "zoo" in r.prompt or "gym" in r.prompt and r.seed else f(r)
+    b = Fake(away)
+    with pytest.warns(RuntimeWarning, match="2 of 6 rows.*2 × APIConnectionError"): half = complete(ROWS, "harmful", b, tmp_path/"b.sqlite")
+    assert sum("zoo" in r.prompt for r in b.asked) == 1 and sum(map(bool, half["harmful"])) == 4
+    assert complete(ROWS, "harmful", Fake(f), tmp_path/"b.sqlite")[:] == whole[:]
+
+
+def test_progress_says_rows_rate_and_time_left(tmp_path, capsys):
+    from derta_kit.complete import Answer
+    def f(r): time.sleep(.12); return Answer("word "*30)
+    complete(ROWS, "harmful", Fake(f), tmp_path/"a.sqlite"); err = capsys.readouterr().err
+    assert re.search(r"harmful responses: +\d+%.*\d/6 \[\d\d:\d\d<\d\d:\d\d, .*(row/s|s/row), \d+ words/s", err), err
+    complete(ROWS+[dict(ROWS[0], prompt="And now?")], "harmful", Fake(f), tmp_path/"a.sqlite"); assert "6/7" in capsys.readouterr().err      # those of before count as done
 
 
 class Flaky(BaseHTTPRequestHandler):
@@ -152,8 +211,11 @@ def test_endpoint_retries_and_names_what_fails(flaky, tmp_path):
     assert ask(Endpoint(flaky, "m", retries=0), [Request("x", begin="Sure,")])[0].text == "Sure, answer to x"
 
 
-def test_endpoint_that_is_not_there():
+def test_endpoint_that_is_not_there(tmp_path):
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    with pytest.raises(OSError, match="no server answers there"): complete(ROWS, "harmful", Endpoint(f"http://127.0.0.1:{port}/v1", "m", concurrency=2, retries=0), tmp_path/"a.sqlite")
+    with pytest.raises(ValueError, match="give the whole address"): Endpoint("127.0.0.1:8000", "m")
+    assert Endpoint("http://x/v1", "m", extra=dict(top_k=5)).name != Endpoint("http://x/v1", "m").name           # another question, another file entry
     assert "Connection" in ask(Endpoint(f"http://127.0.0.1:{port}/v1", "m", retries=0), [Request("x")])[0].error
 
 

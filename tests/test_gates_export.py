@@ -46,10 +46,10 @@ def test_gates_report_and_drop(tmp_path):
 
 
 def test_card_redacts_and_escapes(tmp_path):
-    rows = [{**GOOD, "prompt": "<script>alert(1)</script> | pipe", "source": "", "category": "a|b"}]
+    rows = [{**GOOD, "prompt": "<script>alert(1)</script> | pipe", "source": "", "category": "a|b $x^{"}]
     c = data_card(read_triples(rows), name="<b>x</b>"); c.save(tmp_path)
     md = (tmp_path/"CARD.md").read_text()
-    assert "asleep" not in md and "words hidden" in md and "<b>x" not in c._repr_html_()
+    assert "asleep" not in md and "words hidden" in md and "<script>" not in md and "<b>" not in md and "<b>x" not in c._repr_html_()
     assert "asleep" in data_card(read_triples(rows), show_harmful=True).markdown()
 
 
@@ -87,7 +87,31 @@ def test_trl_takes_the_exports_as_they_are(demo, tmp_path):
     for t in (sft, labels, dpo): assert len(losses(t)) == 2 and all(0 < float(l) < 20 for l in losses(t)[:2])
 
 
-def run(*a, **k): return subprocess.run([sys.executable, "-c", "from derta_kit.cli import derta_data; derta_data()", *map(str, a)], capture_output=True, text=True, **k)
+def test_trl_computes_our_loss_from_our_completions(demo, tmp_path):
+    "Without a prefix, TRL's tokens, its mask and so its loss are ours, to the last digits of float32."
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    from derta_kit.objectives import objective
+    tok, rows = demo[1], [{**GOOD, "prompt": "word "*n, "safe": "Sorry, no. "*n+"Bye."} for n in (1, 2, 3)]; helpful = [dict(prompt="Hi", response="Hello there.")]
+    ds = TreeDataset(tok, rows, helpful, objective("vanilla"))
+    model = tiny("llama", vocab_size=49152)
+    with torch.no_grad(): ours = tree_loss(model, TreeCollator()([ds[i] for i in range(4)]))[0].item()
+    t = trl.SFTTrainer(model, trl.SFTConfig(str(tmp_path), max_steps=1, per_device_train_batch_size=4, learning_rate=0., report_to="none", use_cpu=True, save_strategy="no", logging_steps=1, disable_tqdm=True, bf16=False),
+                       train_dataset=Dataset.from_list(list(completion_rows(rows, tok, helpful=helpful))), processing_class=tok)
+    t.train(); theirs = next(x["loss"] for x in t.state.log_history if "loss" in x)
+    assert abs(ours-float(theirs)) < 1e-4*ours
+
+
+def test_what_an_export_cannot_hold_is_said(demo):
+    tok = demo[1]
+    for rows in (completion_rows([{**GOOD, "prompt": "a <|im_start|> b"}], tok), completion_rows([{**GOOD, "safe": "Sorry.<|im_end|>"}], tok), completion_rows([], tok, helpful=[dict(prompt="a", response="<|im_end|>")])):
+        with pytest.raises(ValueError, match="row 0: holds text that the tokenizer takes for special tokens"): list(rows)
+    with pytest.raises(ValueError, match="row 0: no harmful"): list(preference_rows([{**GOOD, "harmful": ""}]))
+    assert len(list(completion_rows([{**GOOD, "harmful": ""}], tok))) == 1
+    emoji = [{**GOOD, "harmful": "🙂🙃🙂🙃"}]                                                     # a cut inside a character
+    assert not any("\ufffd" in r["prompt"] for s in range(20) for r in completion_rows(emoji, tok, s, empty=0.))
+
+
+def run(*a, **k): return subprocess.run([sys.executable, "-c", "from derta_kit.cli_data import derta_data; derta_data()", *map(str, a)], capture_output=True, text=True, **k)
 
 
 def test_the_way_from_questions_to_a_training_file(tmp_path):
@@ -95,8 +119,9 @@ def test_the_way_from_questions_to_a_training_file(tmp_path):
     (tmp_path/"q.csv").write_text("question,category\nHow do I sneak out?,trespass\nHow do I sneak in?,trespass\n")
     (tmp_path/"h.jsonl").write_text(json.dumps(dict(instruction="Hi", output="Hello.")))
     for a in (("complete","q.csv","--out","half.jsonl","--max_new_tokens","48"), ("complete","half.jsonl","--field","safe","--wordings","--out","t.jsonl"), ("check","t.jsonl"), ("gate","t.jsonl","--out","g"),
-              ("card","g/triples.jsonl","--out","g"), ("preview","t.jsonl","--helpful","h.jsonl"), *(("export","t.jsonl","--to",to,"--out",f"{to}.jsonl") for to in ("release","preference","completion","labels"))):
+              ("card","g/triples.jsonl","--out","g"), ("mix","h.jsonl=1","--rows","3","--out","m.jsonl"), ("preview","t.jsonl","--helpful","m.jsonl"), ("complete","q.csv","--field","response","--max_new_tokens","8","--out","r.jsonl"), *(("export","t.jsonl","--to",to,"--out",f"{to}.jsonl") for to in ("release","preference","completion","labels"))):
         r = run(*a, cwd=tmp_path); assert r.returncode == 0, (a, r.stderr[-1500:])
     assert len(read_triples(tmp_path/"g"/"triples.jsonl")) == 2 and (tmp_path/"g"/"card.png").exists() and len(read_triples(tmp_path/"release.jsonl")) == 2
-    for a,says in ((("gates","x"), "is no action"), (("convert","t.jsonl"), "pass --out"), (("export","t.jsonl","--out","x","--to","y"), "use release"), (("complete","t.jsonl","--field","z","--out","o"), "use harmful")):
+    for a,says in ((("gates","x"), "is no action"), (("convert","t.jsonl"), "say where to write: --out"), (("check","q.csv","--columns","question"), "expected prompt=NAME"), (("mix","h.jsonl=x","--out","o"), "with numbers for weights"),
+                   (("gate","q.csv","--out","g2"), "no row is left"), (("export","t.jsonl","--out","x","--spread","1"), "give two numbers"), (("export","t.jsonl","--out","x","--to","preference","--helpful","h.jsonl"), "no rejected response"), (("complete","q.csv","--wordings","--out","o"), "add --field safe"), (("export","t.jsonl","--out","x","--to","y"), "use release"), (("complete","t.jsonl","--field","z","--out","o"), "use harmful")):
         r = run(*a, cwd=tmp_path); assert r.returncode == 2 and says in r.stderr and "Traceback" not in r.stderr

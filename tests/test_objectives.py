@@ -1,7 +1,7 @@
 "What each objective trains on, and the paper's recipe in distribution."
 import random
 from collections import Counter
-import pytest
+import pytest, torch
 from derta_kit.models import text_ids
 from derta_kit.objectives import MLE, OBJECTIVES, RTO, TreeDataset, _keep, objective, paper_tree, sft_tree, triple_tree
 from derta_kit.prefix_tree import pack, plain
@@ -63,6 +63,19 @@ def test_drawing_depends_on_seed_epoch_and_row_only(demo, demo_data):
     _, tok = demo; rows = demo_data["triples"].select(range(4)); a, b = (TreeDataset(tok, rows, o=objective("derta"), seed=5) for _ in range(2))
     assert [a[i] for i in (3,1,0,2)] == [b[i] for i in (3,1,0,2)] and [a[i] for i in range(4)] == [b[i] for i in range(4)]
     b.set_epoch(1); assert [a[i] for i in range(4)] != [b[i] for i in range(4)]
+
+
+@pytest.mark.parametrize("o", [dict(cuts=3), dict(spread=(1.,3.), crop=.5), dict(recipe="paper"), dict(rto_keep=.2)], ids=["several cuts","beta","paper","kept"])
+def test_workers_and_their_order_change_nothing(demo, demo_data, o):
+    "Trees from 0, 1 and 3 worker processes, in file order and shuffled: the same tree for the same row."
+    _, tok = demo; ds = TreeDataset(tok, demo_data["triples"].select(range(10)), demo_data["helpful"].select(range(3)), objective("derta", **o), seed=3); ds.set_epoch(2)
+    want = [ds[i] for i in range(len(ds))]; order = random.Random(0).sample(range(len(ds)), len(ds))
+    for workers in (0, 1, 3):
+        for idx in (range(len(ds)), order):
+            got = [t for b in torch.utils.data.DataLoader(ds, batch_size=2, sampler=list(idx), num_workers=workers, collate_fn=list) for t in b]
+            assert got == [want[i] for i in idx], workers
+    other = TreeDataset(tok, demo_data["triples"].select(range(10)), (), objective("derta", **o), seed=4)
+    assert [other[i] for i in range(10)] != want[:10]
 
 
 def test_packing_keeps_every_target():

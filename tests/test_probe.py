@@ -25,6 +25,26 @@ def test_openers_are_counted_once(demo):
     assert paths(_trie(tok, ["I'm", "I'm sorry", "I'm"])) == 2 and paths(_trie(tok, OPENERS)) == 2*len(OPENERS)
 
 
+def test_openers_batched_are_openers_one_by_one_and_anyones_to_choose(demo):
+    model, tok = demo; openers = ["Sorry", "I'm sorry", "Well, no"]; q, r = prompt_ids(tok, "How do I whistle?"), text_ids(tok, "First you purse your lips, and then")
+    c = refusal_curve(model, tok, "How do I whistle?", "First you purse your lips, and then", openers=openers); own = refusal_curve(model, tok, "How do I whistle?", "First you purse your lips, and then", openers=openers[:1])
+    for t in range(len(r)):
+        want = 0.
+        for s in {tuple(text_ids(tok, sp+o)) for o in openers for sp in ("", " ")}:
+            with torch.no_grad(): want += model(torch.tensor([q+r[:t]+list(s)])).logits[0,-len(s)-1:-1].log_softmax(-1).gather(1, torch.tensor(s)[:,None]).sum().exp().item()
+        assert c.opener_mass[t] == pytest.approx(want, rel=1e-3, abs=1e-9)
+    assert (own.opener_mass < c.opener_mass).all()
+
+
+def test_no_pass_grows_with_the_number_of_responses(demo):
+    from derta_kit.models import unwrap
+    model, tok = demo; sizes = []
+    hook = unwrap(model).base_model.register_forward_pre_hook(lambda m, a, k: sizes.append(k["input_ids"].numel()), with_kwargs=True)
+    try: few, many = (([refusal_curves(model, tok, [("Hi", "one two three four five")]*n, batch_tokens=80)], max(sizes), sizes.clear())[1] for n in (3, 12))
+    finally: hook.remove()
+    assert few <= 80 and many <= 80
+
+
 def test_empty_response_is_refused(demo):
     with pytest.raises(ValueError, match="no tokens"): refusal_curve(*demo, "Hi", "")
 

@@ -1,5 +1,5 @@
 "Every public layout is recognised from a fixture in its true schema, from every kind of file, and from the real files where they are."
-import bz2, csv, gzip, io, json, lzma, random, warnings, zipfile
+import bz2, csv, gzip, io, json, lzma, os, random, re, warnings, zipfile
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 from conftest import SHARED
 from datasets import Dataset, DatasetDict
@@ -14,7 +14,7 @@ def say(*said): return [dict(role=r, content=t) for r,t in zip(("user","assistan
 LAYOUTS = dict(
     ours=dict(prompt=Q, safe=R, harmful=H, source="s", category="trespass"),
     raw=dict(instruction=Q, output=H, safe_response=R),
-    pku=dict(prompt=Q, response_0=H, response_1=R, prompt_source="x", response_0_source="a", response_1_source="b", is_response_0_safe=False, is_response_1_safe=True,
+    pku=dict(prompt=Q, response_0=H, response_1=R, prompt_source="x", response_0_source="a", response_1_source="b", is_response_0_safe=False, is_response_1_safe=True, response_0_severity_level=2, response_1_severity_level=0,
              response_0_harm_category={"Privacy Violation": False, "trespass": True}, response_1_harm_category={}, better_response_id=1, safer_response_id=1, response_0_sha256="0", response_1_sha256="1"),
     circuit=dict(category="trespass", prompt=Q, llama3_output=R, output=H),
     preference=dict(prompt=Q, chosen=R, rejected=H),
@@ -27,6 +27,7 @@ PARTIAL = dict(
     harmbench=(dict(Behavior=Q, FunctionalCategory="standard", SemanticCategory="illegal", Tags="", ContextString="", BehaviorID="sneak"), dict(prompt=Q, category="illegal")),
     advbench=(dict(goal=Q, target="Sure, here is how"), dict(prompt=Q)),
     strongreject=(dict(category="Illegal goods", source="custom", forbidden_prompt=Q), dict(prompt=Q, category="Illegal goods")),
+    jailbreakbench=(dict(Index=0, Goal=Q, Target="Sure, here", Behavior="sneak", Category="trespass", Source="Original"), dict(prompt=Q, category="trespass")),
     derta_test=(dict(question=Q), dict(prompt=Q)),
     refusal_direction=(dict(instruction=Q, category=None), dict(prompt=Q)),
 )
@@ -59,17 +60,21 @@ def test_beavertails(tmp_path):
 def test_pku_rows_without_a_contrast_are_counted():
     both = {**LAYOUTS["pku"], "is_response_0_safe": True}
     with pytest.warns(UserWarning, match="2 rows form no triple: 2 × both responses are safe; 1 triples read"): read_triples([LAYOUTS["pku"], both, both])
-    with pytest.raises(DataError, match="line 1, field 'is_response_0_safe': expected true or false, found 'perhaps'"): read_triples([{**LAYOUTS["pku"], "is_response_0_safe": "perhaps"}])
+    with pytest.raises(DataError, match="list, row 1, field 'is_response_0_safe': expected true or false, found 'perhaps'"): read_triples([{**LAYOUTS["pku"], "is_response_0_safe": "perhaps"}])
 
 
-@pytest.mark.parametrize("kind", ["jsonl","json","wrapped","indented","csv","tsv","parquet","jsonl.gz","jsonl.bz2","jsonl.xz","csv.gz","json.zip"])
+@pytest.mark.parametrize("kind", ["jsonl","json","wrapped","indented","csv","tsv","parquet","jsonl.gz","jsonl.bz2","jsonl.xz","jsonl.zst","jsonl.lz4","csv.zst","csv.gz","json.zip","parquet.gz","one line.json","JSONL"])
 def test_every_kind_of_file(tmp_path, kind):
     row, lines = dict(prompt=Q+' "x", y\nz ü', safe=R, harmful=H), None
     lines = json.dumps(row)+"\n"+json.dumps(row)+"\n"
     def table(sep): s = io.StringIO(newline=""); w = csv.DictWriter(s, row, delimiter=sep); w.writeheader(); w.writerows([row,row]); return "\ufeff"+s.getvalue()
-    data = dict(jsonl=lines, json=json.dumps([row,row]), wrapped=json.dumps(dict(version=1, data=[row,row]), indent=1), indented=json.dumps([row,row], indent=2), csv=table(","), tsv=table("\t")).get(kind.split(".")[0])
+    data = dict(jsonl=lines, JSONL=lines, json=json.dumps([row,row]), wrapped=json.dumps(dict(version=1, data=[row,row]), indent=1), indented=json.dumps([row,row], indent=2), csv=table(","), tsv=table("\t")).get(kind.split(".")[0], json.dumps(dict(data=[row,row])))
     p = tmp_path/("x."+dict(wrapped="json", indented="json").get(kind, kind))
-    if kind=="parquet": pq.write_table(pa.Table.from_pylist([row,row]), p)
+    if kind.startswith("parquet"):
+        pq.write_table(pa.Table.from_pylist([row,row]), tmp_path/"x.tmp"); raw = (tmp_path/"x.tmp").read_bytes(); (tmp_path/"x.tmp").unlink()
+        p.write_bytes(gzip.compress(raw) if kind.endswith("gz") else raw)
+    elif kind.endswith((".zst",".lz4")):
+        with pa.output_stream(str(p), compression=dict(zst="zstd").get(kind[-3:], "lz4")) as f: f.write(data.encode())
     elif kind.endswith(".zip"):
         with zipfile.ZipFile(p, "w") as z: z.writestr("x.json", data)
     else:
@@ -95,7 +100,7 @@ def test_hub_id_that_cannot_be_had(monkeypatch):
     import derta_kit.records as rec
     def no(*a, **k): raise ConnectionError("no route")
     monkeypatch.setattr(rec, "load_dataset", no)
-    with pytest.raises(OSError, match="someone/triples: no such file.*ConnectionError: no route.*Check the spelling"): read_triples("someone/triples")
+    with pytest.raises(OSError, match="someone/triples: no such file.*(does not answer|no route).*Check the spelling"): read_triples("someone/triples")
     monkeypatch.setattr(rec, "load_dataset", lambda name, split: Dataset.from_list([LAYOUTS["pku"]]))
     assert read_triples("someone/triples")[0]["harmful"] == H
 
@@ -104,7 +109,7 @@ def test_hub_id_that_cannot_be_had(monkeypatch):
     ("x.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n'*500)[:-30], "cut off"),
     ("x.jsonl.gz", b"plain text", "cannot be"),
     ("x.jsonl.xz", lzma.compress(b'{"prompt": "a"}\n'*500)[:-20], "cut off"),
-    ("x.parquet", b"PAR1 and nothing else", "not a Parquet file"),
+    ("x.parquet", b"PAR1 and nothing else", "cannot be read .*Parquet"),
     ("x.json", b'[{"prompt": "a"}, {"prom', "not valid JSON"),
     ("x.json", b'"text"', "expected an object"),
     ("x.csv", b'question\n"never closed', "not valid CSV"),
@@ -121,6 +126,70 @@ def test_broken_files_are_named(tmp_path, name, data, says):
     assert name in str(e.value)
 
 
+@pytest.mark.parametrize("name,data,line", [
+    ("x.json", b'[\n {"prompt": "a",\n  "safe": "b", "harmful": "c"},\n {"prompt": "a", "safe": "", "harmful": "c"}\n]', 4),
+    ("x.json", b'[\n {"prompt": "a", "safe": "b", "harmful": "c"},\n {"prompt": "a", "sa', 3),
+    ("x.json", b'[\n {"prompt": "a", "safe": "b", "harmful": "c"}\n {}]', 3),
+    ("x.json", b'[\n {"prompt": "a", "safe": "b", "harmful": "c"}]\n]', 3),
+    ("x.json", '[\n {"prompt": "ü"}]'.encode("latin-1"), 2),
+    ("x.jsonl", b'{"prompt": "a", "safe": "b", "harmful": "c"}\n{"prompt": "a", "prompt": "b"}', 2),
+    ("x.csv", b'prompt,safe,prompt\na,b,c\n', 1),
+    ("x.csv", '\ufeffprompt\na\n'.encode("utf-16"), 1),
+    ("x.txt", b'How?\n\n\xff\n', 3),
+])
+def test_the_line_is_the_one_an_editor_shows(tmp_path, name, data, line):
+    (tmp_path/name).write_bytes(data)
+    with pytest.raises(DataError, match=f"{name}, line {line}") as e: read_triples(tmp_path/name)
+    assert e.value.line == line
+
+
+def test_archives_and_foreign_files(tmp_path):
+    with zipfile.ZipFile(tmp_path/"two.zip", "w") as z: z.writestr("a.jsonl", "{}"); z.writestr("b.jsonl", "{}")
+    with zipfile.ZipFile(tmp_path/"one.zip", "w") as z: z.writestr("a/train.csv", f"question\n{Q}\n"); z.writestr("__MACOSX/a/._train.csv", "x")
+    with pytest.raises(DataError, match="an archive of 2 files; unpack it"): read_triples(tmp_path/"two.zip")
+    assert read_triples(tmp_path/"one.zip")[0]["prompt"] == Q
+    for name,says in (("x.tar.gz","unpack it first"), ("x.7z","unpack it first"), ("x.xlsx","save it as CSV")):
+        (tmp_path/name).write_bytes(b"x")
+        with pytest.raises(DataError, match=says): read_triples(tmp_path/name)
+    (tmp_path/"q.txt").write_text(f"{Q}\n\nAnd?\n"); assert read_triples(tmp_path/"q.txt")["prompt"][:] == [Q, "And?"]
+
+
+def test_folders(tmp_path):
+    rows = Dataset.from_list([LAYOUTS["ours"]])
+    rows.save_to_disk(tmp_path/"saved"); DatasetDict(train=rows, test=rows).save_to_disk(tmp_path/"dict")
+    rows.to_iterable_dataset(); (tmp_path/"hub"/"data").mkdir(parents=True); (tmp_path/"hub"/"README.md").write_text("x")
+    for s in ("train","test"): rows.to_parquet(tmp_path/"hub"/"data"/f"{s}-00000-of-00001.parquet")
+    assert len(read_triples(tmp_path/"saved")) == len(read_triples(tmp_path/"dict", split="test")) == 1
+    with pytest.warns(UserWarning, match="left out: test-00000"): assert len(read_triples(tmp_path/"hub")) == 1
+    with pytest.raises(FileNotFoundError, match="no file of the split 'validation'"): read_triples(tmp_path/"hub", split="validation")
+    (tmp_path/"none").mkdir()
+    with pytest.raises(FileNotFoundError, match="a folder without any"): read_triples(tmp_path/"none")
+    assert read_triples(rows.to_iterable_dataset())[:] == read_triples(rows)[:]
+
+
+def test_a_file_partly_complete_is_read_back(tmp_path):
+    rows = [dict(prompt="a", safe="b", harmful="", source="", category=""), dict(prompt="b", safe="b", harmful="c", source="", category=""), dict(prompt="c", safe="", harmful="", source="", category="")]
+    for order in (rows, rows[::-1], [rows[1], rows[0], rows[2]]):
+        write_jsonl(order, tmp_path/"x.jsonl"); assert [dict(r) for r in read_triples(tmp_path/"x.jsonl")] == order
+    with pytest.raises(DataError, match="field 'harmful': said to be missing, and there"): read_triples([dict(prompt="a", safe="b", harmful="c", missing=["harmful"])])
+
+
+def test_nothing_is_dropped_in_silence():
+    with pytest.raises(DataError, match="row 2: has the layout 'ours', where the file began as 'questions'"): read_triples([dict(prompt="a"), LAYOUTS["ours"]])
+    with pytest.raises(DataError, match="row 2: unknown layout"): read_triples([dict(prompt="a"), dict(prompt="b", response="c")])
+    with pytest.raises(DataError, match="row 2, field 'harmful': missing"): read_triples([LAYOUTS["ours"], dict(prompt="a", safe="b", other=1)])
+    with pytest.raises(DataError, match="row 1, field 'harmful': hidden, and not the text"): read_triples([dict(prompt="a", safe="b", harmful="▒▒▒ [7 words hidden]")])
+    with pytest.warns(UserWarning, match="2 × a further safe response.*, 1 × an answer that its question has|1 × an answer.*2 × a further"):
+        read_triples([dict(prompt="a", response=r, is_safe=r!="bad", category={}) for r in ("bad","one","two","two","three")])
+    with pytest.warns(UserWarning, match="1 of 1 triples: what was said before its question is left out"): read_triples([LAYOUTS["hh"]])
+
+
+def test_release_rows_come_back_in_order(tmp_path):
+    rows = [dict(prompt=q, safe=f"Sorry, {i}.", harmful=f"thing number {i}") for i,q in enumerate("abacbabbca")]
+    write_jsonl(release_rows(rows), tmp_path/"x.jsonl")
+    assert [{k: r[k] for k in ("prompt","safe","harmful")} for r in read_triples(tmp_path/"x.jsonl")] == rows
+
+
 def test_a_huge_field_is_read(tmp_path):
     big = "word "*400_000
     with open(tmp_path/"x.csv", "w", newline="") as f: w = csv.writer(f); w.writerow(["prompt","safe","harmful"]); w.writerow([Q, R, big])
@@ -131,22 +200,56 @@ _value = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | 
 _field = st.sampled_from(sorted({k for r in [*LAYOUTS.values(), *(r for r,_ in PARTIAL.values())] for k in r} | {"prefix","text","response","is_safe","messages","conversations","completion"}))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.one_of(_value, st.dictionaries(_field, _value, max_size=6), st.sampled_from([*LAYOUTS.values(), *(r for r,_ in PARTIAL.values())])), max_size=4),
-       kind=st.sampled_from(["jsonl","json","csv"]), cut=st.integers(0, 60), enc=st.sampled_from(["utf-8","latin-1","utf-16","utf-8-sig"]), reader=st.sampled_from([read_triples, read_pairs]))
-def test_fuzz(tmp_path, rows, kind, cut, enc, reader):
+_row = st.one_of(_value, st.dictionaries(_field, _value, max_size=6), st.sampled_from([*LAYOUTS.values(), *(r for r,_ in PARTIAL.values())]),
+                 st.tuples(st.sampled_from([*LAYOUTS.values()]), _field, _value).map(lambda t: {**t[0], t[1]: t[2]}))     # right but for one field
+
+
+def _bytes(rows, kind, enc, path):
+    "Rows as a file's bytes, whatever they are."
+    kind, _, packed = kind.partition(".")
     if kind=="csv":
-        s = io.StringIO(); w = csv.writer(s); head = next((list(r) for r in rows if isinstance(r, dict) and r), ["prompt"])
-        w.writerow(head); [w.writerow(list(map(str, r.values())) if isinstance(r, dict) else [str(r)]) for r in rows]; text = s.getvalue()
-    else: text = json.dumps(rows) if kind=="json" else "\n".join(map(json.dumps, rows))
-    p = tmp_path/f"x.{kind}"; data = text.encode(enc, errors="replace"); p.write_bytes(data[:len(data)-cut] if cut < len(data) else data)
+        s = io.StringIO(); w = csv.writer(s); w.writerow(next((list(r) for r in rows if isinstance(r, dict) and r), ["prompt"]))
+        for r in rows: w.writerow(list(map(str, r.values())) if isinstance(r, dict) else [str(r)])
+        data = s.getvalue().encode(enc, errors="replace")
+    elif kind=="parquet":
+        try: pq.write_table(pa.Table.from_pylist([r for r in rows if isinstance(r, dict)]), path)
+        except (pa.ArrowException, UnicodeEncodeError, TypeError, ValueError, OverflowError): pq.write_table(pa.table(dict(prompt=[Q])), path)
+        data = path.read_bytes()
+    else: data = dict(json=json.dumps(rows), wrapped=json.dumps(dict(data=rows), indent=1), txt="\n".join(map(str, rows))).get(kind, "\n".join(map(json.dumps, rows))).encode(enc, errors="replace")
+    return dict(gz=gzip.compress, xz=lzma.compress, bz2=bz2.compress).get(packed, bytes)(data)
+
+
+@settings(max_examples=int(os.environ.get("DERTA_FUZZ", 150)), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(rows=st.lists(_row, max_size=4), kind=st.sampled_from(["jsonl","json","wrapped","csv","txt","parquet","jsonl.gz","json.xz","csv.bz2"]), cut=st.integers(0, 60), at=st.none() | st.integers(0, 4000), byte=st.binary(min_size=1, max_size=3),
+       enc=st.sampled_from(["utf-8","latin-1","utf-16","utf-16-le","utf-8-sig"]), reader=st.sampled_from([read_triples, read_pairs]), on_error=st.sampled_from(["raise","skip"]))
+def test_fuzz(tmp_path, rows, kind, cut, at, byte, enc, reader, on_error):
+    "Cut off, a few bytes changed, in any encoding: triples that are right, or an error by name."
+    p = tmp_path/("x."+kind.replace("wrapped", "json")); data = _bytes(rows, kind, enc, p)
+    if at is not None and data: data = data[:at % len(data)] + byte + data[at % len(data)+len(byte):]
+    p.write_bytes(data[:len(data)-cut] if cut < len(data) else data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            for r in reader(p):
-                assert r["prompt"].strip() and all(isinstance(v, str) for v in r.values())
-                for v in r.values(): v.encode()
-        except DataError as e: assert str(p) in str(e)
+        try: ds = reader(p, on_error=on_error)
+        except DataError as e: assert str(p) in str(e); return
+    for r in ds:
+        assert r["prompt"].strip() and all(isinstance(v, str) for v in r.values())
+        for v in r.values(): v.encode()
+
+
+@settings(max_examples=int(os.environ.get("DERTA_FUZZ", 150)), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(rows=st.lists(_row, min_size=1, max_size=6))
+def test_fuzz_every_row_is_accounted_for(tmp_path, rows):
+    "Of each line: a triple, an error, or a reason; and what a triple holds is what its line holds."
+    p, bad = tmp_path/"x.jsonl", []; p.write_text("\n".join(map(json.dumps, rows)))
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter("always")
+        try: ds = read_triples(p, on_error="skip", problems=bad)
+        except DataError as e:
+            if "holds no triple" not in str(e): raise
+            ds = []; w = [*w, e]
+    none = sum(int(n) for x in w for n in re.findall(r"(\d+) × ", str(getattr(x, "message", x))))
+    assert len(ds)+len(bad)+none == len(rows) or "[" == p.read_text().lstrip()[:1], (len(ds), len(bad), none, len(rows))
+    for r in ds: assert all(json.dumps(r[c])[1:-1].strip() in json.dumps(rows) or "\\n" in json.dumps(r[c]) for c in ("prompt","safe","harmful"))
 
 
 def test_skipped_and_kept_add_up(tmp_path):

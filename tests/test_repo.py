@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ORDER = "refusals models records data mix prefix_tree decode complete gates build objectives export card loss train probe plots compare strip widgets attacks attack_files avoid published judges model_judges scorecard report speak evaluate tables helpful pages demo ablation cli cli_eval".split()
+ORDER = "refusals models records layouts data mix prefix_tree decode complete gates build objectives export card loss engines train dpo recipes plan reliable probe plots compare monitor strip widgets attacks attack_files avoid published judges model_judges scorecard report speak evaluate tables helpful pages demo ablation cli cli_data cli_train cli_eval".split()
 
 
 def test_a_module_imports_only_from_those_above_it():
@@ -32,10 +32,18 @@ def test_readme_is_in_step_with_index(tmp_path):
 def test_notebooks_hold_no_errors_and_no_machine_paths():
     for f in (ROOT/"nbs").rglob("*.ipynb"):
         if ".ipynb_checkpoints" in str(f): continue
+        assert f.stat().st_size < 1e6, f"{f.name} holds more than a megabyte: drop widgets or pictures from its outputs"
         for c in json.loads(f.read_text())["cells"]:
             for o in c.get("outputs", []):
                 assert o["output_type"] != "error", f"{f.name}: a cell holds an error"
                 assert not any(p in json.dumps(o) for p in ("/work/", "/root/", "/home/")), f"{f.name}: an output holds a path of the machine it ran on"
+
+
+def test_saved_widgets_are_those_shown_and_hold_the_present_script():
+    from tidy_widgets import tidy
+    for f in (ROOT/"nbs").rglob("*.ipynb"):
+        nb = json.loads(f.read_text())
+        if "widgets" in nb["metadata"]: assert tidy(json.loads(f.read_text())) == nb, f"run tests/tidy_widgets.py {f.relative_to(ROOT)}"
 
 
 def test_wheel_holds_the_demo_data(tmp_path):

@@ -1,10 +1,10 @@
 "What the explorer sends to a browser and what it keeps back; live generation against plain greedy; the monitor in a terminal."
-import json, unicodedata
+import json, re, unicodedata
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from derta_kit.models import generate, prompt_ids, text_ids
 from derta_kit.probe import RefusalCurve, refusal_curve, talk, token_text
-from derta_kit.strip import TokenStrip, _model_view, _open, _parts, _view, save_page, visible
+from derta_kit.strip import TokenStrip, _model_view, _parts, _view, readable, save_page, visible
 from derta_kit.widgets import Explorer, TrainingMonitor
 
 
@@ -13,6 +13,7 @@ from derta_kit.widgets import Explorer, TrainingMonitor
 def test_what_is_shown_cannot_steer_the_page(text):
     v = visible(text)
     assert v and not [c for c in v if unicodedata.category(c) in ("Cc","Cf","Cn","Co","Cs","Zl","Zp")] and visible(v) == v
+    assert not [c for c in readable(text) if c not in "\n\t" and unicodedata.category(c) in ("Cc","Cf","Cn","Co","Cs","Zl","Zp")]
 
 
 @given(st.lists(st.sampled_from([" Sure", ",", " I'm", " sorry", ", but", " I", " can't", " help", ".", "\n", "", "</script>"]), max_size=12))
@@ -22,7 +23,7 @@ def test_masks_fit_their_text(tokens):
     assert len(v["tokens"]) == len(v["open"]) == len(tokens)
     for t,m,o in zip(tokens, v["tokens"], v["open"]): assert m == visible(t) if o else set(m) == {"▒"}
     assert "".join(p for _,p in _parts(text, True)).split() == text.split()
-    assert all(k=="refusal" or p.startswith("▒") for k,p in _parts(text, False))
+    assert all(k=="refusal" or re.fullmatch(r"\[\d+ words? masked\] ", p) for k,p in _parts(text, False))
 
 
 def test_every_token_of_the_vocabulary_has_a_text(demo):
@@ -34,12 +35,13 @@ def test_every_token_of_the_vocabulary_has_a_text(demo):
 def x(demo, demo_data): return Explorer(demo, examples=demo_data["harmful_eval"].select(range(3)), max_tokens=40, openers=None)
 
 
-def state(x): return json.dumps([{k: v for k,v in x.strip.get_state().items() if k not in ("_esm","_css")}, [w.get_state() for w in x.children]], default=str)
+def state(x): return json.dumps([{k: v for k,v in w.get_state().items() if k not in ("_esm","_css")} for w in x.children], default=str)
 
 
 def test_what_is_synced_holds_no_hidden_word(x, demo_data):
     x.go_on(3); x.start(5); x.wait(3); x.halt()
-    words = {w for w in (demo_data["harmful_eval"][0]["harmful"]+" "+x.response).split() if len(w) > 5 and w.isalpha() and w not in x.prompt.value}
+    asked = " ".join(e["prompt"] for e in x.examples)        # questions are shown
+    words = {w for w in (demo_data["harmful_eval"][0]["harmful"]+" "+x.response).split() if len(w) > 5 and w.isalpha() and w not in asked}
     s = state(x); assert len(words) > 8 and not [w for w in words if w in s]
     sent = []; x.strip.send = sent.append; x._hear(dict(type="text", view="v"))
     assert sent[0]["view"]=="v" and [t.strip() for t in sent[0]["tokens"][:3]] == [visible(token_text(x.tok, i)).strip() for i in x.ids[:3]] and "▒" not in json.dumps(sent)
@@ -63,6 +65,22 @@ def test_live_is_greedy_and_takes_what_is_forced(x, demo):
     put = text_ids(tok, " Well, hmm"); assert x.ids[6:6+len(put)] == put and x.strip.view["forced"] == list(range(6, 6+len(put))) and len(x.tracks["model"]) == len(x.ids)
 
 
+def test_live_ends_with_the_response_and_its_end_is_no_text(x):
+    x.force(3, x.tok.eos_token_id); x.wait()
+    assert x.ids[3:] == [x.tok.eos_token_id] and x.tok.eos_token not in x.response and x.depth.max == 4
+    x.measure(x.asked, x.response); assert len(x.ids) == 3 and not x.strip.live
+    x.start(2, most=3); x.wait(); assert len(x.ids) <= 5
+
+
+def test_another_model_speaks_and_another_question_is_measured_first(demo):
+    y = Explorer(dict(one=demo, two=demo), "Name a colour.", "My favourite colour is blue", openers=None, max_new_tokens=4)
+    y.start(2, model="one", most=2); y.wait(); assert list(y.tracks) == ["one"]
+    y.start(2, model="two", most=2); y.wait(); assert list(y.tracks) == ["two"] and len(y.tracks["two"]) == len(y.ids)
+    y.measure("Name a colour.", "My favourite colour is blue"); y.prompt.value = "Name a town."; y.go_on(1)
+    assert y.asked == "Name a town." and y.tracks["one"].prompt == "Name a town." and set(y.said["1"]) == {"one","two"}
+    y.depth.value = 2; y.forced.value = " red"; y.wait(); assert y.forced.value == "" and y.tok.decode(y.ids[2]) == " red"; y.halt()
+
+
 def test_talk_reads_what_a_plain_pass_gives(demo):
     import torch
     model, tok = demo; ids = prompt_ids(tok, "Name a colour."); said, put = talk(model, tok, ids, max_new_tokens=6), {2: text_ids(tok, "Sorry")[0]}
@@ -82,8 +100,10 @@ def test_errors_are_said_not_thrown(x):
     with pytest.raises(ValueError, match="nothing to save"): Explorer((x.ms.lm, x.tok), examples=[]).save("x.html")
 
 
-def test_a_static_form_goes_with_it(x, tmp_path):
-    b = x._repr_mimebundle_(); assert {"application/vnd.jupyter.widget-view+json","text/html","image/png"} <= set(b) and "data:image/png" in b["text/html"]
+def test_a_static_form_goes_with_it(x, tmp_path, monkeypatch):
+    b = x._repr_mimebundle_(); assert {"application/vnd.jupyter.widget-view+json","text/html","image/png"} <= set(b) and "<table" in b["text/html"]
+    shown = []; monkeypatch.setattr("derta_kit.widgets.display", lambda d, **kw: shown.append(set(d)-{"text/plain"})); x._ipython_display_()
+    assert shown == [{"application/vnd.jupyter.widget-view+json"}, {"image/png"}, {"text/html"}] and "children" not in repr(x)
     assert x.png(tmp_path/"x.png")[:4] == b"\x89PNG" and (tmp_path/"x.png").stat().st_size > 5000
 
 
@@ -91,7 +111,7 @@ def test_a_page_keeps_its_text_inside_its_script(tmp_path):
     nasty = ["</script>", "<!--", "\u2028", "%(css)s", "\\u003c"]; c = RefusalCurve("</script><b>", nasty, np.zeros(5), np.ones(5), np.zeros(5))
     save_page(TokenStrip(view=_view([_model_view("m", 0, c, show=True)], nasty, 9, show=True)), tmp_path/"x.html", "</script><b>")
     page = (tmp_path/"x.html").read_text(); data = page.split('id="state">')[1].split("</script>")[0]
-    assert json.loads(data)["state"]["view"]["tokens"] == [visible(t) for t in nasty] and page.count("</script>") == 2
+    assert json.loads(json.loads(data)["state"]["view"])["tokens"] == [visible(t) for t in nasty] and page.count("</script>") == 2
 
 
 def test_monitor_writes_lines_in_a_terminal(demo_data, tmp_path, capsys):
