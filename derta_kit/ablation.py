@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'PAPER', 'Ablation', 'train_dpo', 'cases', 'slim', 'run_ablation', 'load_ablation', 'table4',
            'against_vanilla', 'ablation_figure']
 
-# %% ../nbs/13d_ablation.ipynb #141e6c9b
+# %% ../nbs/13d_ablation.ipynb #ed7ec008
 import json, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from .report import record
 from .speak import Decoding, Recheck
 from .tables import asr, asr_figure, cell, paired, position_figure
 from datasets import Dataset
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 
 # %% ../nbs/13d_ablation.ipynb #c832a6ca
 ARMS = ("vanilla", "recaug", "rto", "derta", "dpo")
@@ -49,7 +49,7 @@ class Ablation:
 
     def recipe(self, seed): return DemoRecipe(seed=seed, dtype=self.dtype, quick=self.quick, steps=dict.fromkeys(ARMS, self.steps))
 
-# %% ../nbs/13d_ablation.ipynb #c1431b5b
+# %% ../nbs/13d_ablation.ipynb #b157cb3e
 def train_dpo(
     out,                # folder for the adapter
     a:Ablation,
@@ -66,6 +66,7 @@ def train_dpo(
     args = DPOConfig(str(Path(out).parent/"trl"), learning_rate=a.dpo_lr, beta=a.dpo_beta, max_steps=2 if a.quick else a.steps, per_device_train_batch_size=recipe.train["per_device_train_batch_size"], max_length=128, warmup_steps=5, seed=seed,
                      save_strategy="no", report_to="none", logging_steps=5, use_cpu=model.device.type=="cpu", bf16=False, gradient_checkpointing=False, disable_tqdm=True)
     tr = DPOTrainer(model, args=args, train_dataset=rows, processing_class=tok)
+    tr.remove_callback(PrinterCallback)
     tr.train()
     with atomically(out) as p: tr.model.save_pretrained(p, selected_adapters=["default"])
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
