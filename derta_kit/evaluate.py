@@ -173,7 +173,7 @@ def _read_texts(asked, name, who, helpful, curves, kept):
         out[what] = v
     return out
 
-# %% ../nbs/12c_evaluate.ipynb #5880ff6d
+# %% ../nbs/12c_evaluate.ipynb #c7c6ce70
 def evaluate(
     models:dict,               # name → adapter folder, None for the base, (model, tokenizer), `Recheck` or `Endpoint`
     attacks,                   # `attacks.Case`s, and names of attacks to make from `questions`
@@ -218,8 +218,10 @@ def _trained(m):
     m = m.of if isinstance(m, Recheck) else m
     if m is None or isinstance(m, (tuple, Endpoint)): return {}
     read = lambda p: json.loads(p.read_text(encoding="utf-8")) if p.exists() else {}
-    m = Path(m); a, run, demo = read(m/"adapter_config.json"), read(m/"run.json"), read(m.parent/"settings.json")
+    m = Path(m); a, run, stage = read(m/"adapter_config.json"), read(m/"run.json"), read(m.parent/f"{m.name}.json")
     out = {k: a[k] for k in ("r","lora_alpha") if k in a} | {k: run[k] for k in ("objective","lr","epochs","batch","seed","data") if k in run}
     if isinstance(out.get("objective"), dict): out["objective"] = ", ".join(f"{k}={v}" for k,v in out["objective"].items())
-    if not run and demo: out |= {"seed": demo.get("recipe",{}).get("seed"), "data": demo.get("data")}
+    if not run and (s := read(m.parent/"settings.json") or read(m.parent.parent/"settings.json")):
+        out |= {k: v for k,v in s.get("recipe", {}).items() if k in ("seed","first","steps","dpo_lr","quick")} | {"data": s.get("data", {}).get("triples")}
+    if h := stage.get("history"): out |= {k: round(v, 3) for k,v in h[-1].items() if k=="train_loss" and isinstance(v, float)} | {"seconds": round(stage.get("seconds", 0))}
     return out
