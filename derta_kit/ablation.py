@@ -28,7 +28,7 @@ from .tables import asr, asr_figure, cell, paired, position_figure
 from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 
-# %% ../nbs/13d_ablation.ipynb #c832a6ca
+# %% ../nbs/13d_ablation.ipynb #75a7d3e2
 ARMS = ("vanilla", "recaug", "rto", "derta", "dpo")
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Ablation:
     dpo_beta:float=.1
     every:int=16             # tokens between two looks of the guard
     dtype:str="bfloat16"
-    quick:bool=False         # two steps and a few questions, to try the path
+    quick:bool=False         # two steps and one question, to try the path
 
     def recipe(self, seed): return DemoRecipe(seed=seed, dtype=self.dtype, quick=self.quick, steps=dict.fromkeys(ARMS, self.steps))
 
@@ -71,12 +71,12 @@ def train_dpo(
     with atomically(out) as p: tr.model.save_pretrained(p, selected_adapters=["default"])
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
 
-# %% ../nbs/13d_ablation.ipynb #32fea801
+# %% ../nbs/13d_ablation.ipynb #d418d7a2
 def cases(a:Ablation)->list:
     "What every model is asked."
-    dd, n = demo_data(), 3 if a.quick else a.questions
+    dd, n = demo_data(), 1 if a.quick else a.questions
     rows = dd["harmful_eval"].select(np.linspace(0, len(dd["harmful_eval"])-1, n).astype(int)).to_list()
-    fine = dd["benign_eval"].select(np.linspace(0, len(dd["benign_eval"])-1, 2 if a.quick else a.harmless).astype(int)).to_list()
+    fine = dd["benign_eval"].select(np.linspace(0, len(dd["benign_eval"])-1, 1 if a.quick else a.harmless).astype(int)).to_list()
     return [*attack("none", rows), *attack("prefill", rows, depths=(a.depth,), opener=None), *attack("completing", rows), *attack("code", rows), *harmless_cases(fine)]
 
 def slim(e:Evaluation, seed:int)->pd.DataFrame:
@@ -85,7 +85,7 @@ def slim(e:Evaluation, seed:int)->pd.DataFrame:
     d = e.rows[keep].assign(seed=seed, begun=np.where(e.rows.begun.str.strip()!="", "…", ""), response=np.where(e.rows.response.str.strip()!="", "…", ""))
     return d.assign(case=[f"{seed}/{c}" for c in d.case], error=[x.partition(":")[0] if len(x) > 60 else x for x in d.error])
 
-# %% ../nbs/13d_ablation.ipynb #eb3a74fa
+# %% ../nbs/13d_ablation.ipynb #bbc3134e
 def run_ablation(
     out="runs/ablation",        # run folder
     a:Ablation=Ablation(),
@@ -104,7 +104,7 @@ def run_ablation(
         say("asking")
         models = dict(base=None) | {n: f/n for n in ARMS} | {"recheck": Recheck(f/"vanilla", every=a.every)}
         dd = _data(r)
-        e = evaluate(models, cases(a), RuleJudge(), f/"asked", decoding=Decoding(a.max_new_tokens), helpful=list(dd["benign_eval"])[:60], curves=list(dd["harmful_eval"])[:20], bar=None, dtype=getattr(torch, a.dtype))
+        e = evaluate(models, cases(a), RuleJudge(), f/"asked", decoding=Decoding(a.max_new_tokens), helpful=list(dd["benign_eval"])[:2 if a.quick else 60], curves=list(dd["harmful_eval"])[:1 if a.quick else 20], bar=None, dtype=getattr(torch, a.dtype))
         write_page(e, f"The paper in small, seed {s}", show_harmful)
         all_rows.append(slim(e, s)); info[s] = dict(seconds={**secs, "all so far": time.time()-t0}, perplexity={n: m.get("perplexity") for n,m in e.record["models"].items()}, identity={n: m["identity"] for n,m in e.record["models"].items()})
     rows = pd.concat(all_rows, ignore_index=True)

@@ -95,7 +95,7 @@ def eval_compare(
     from derta_kit.pages import compare_runs
     print(compare_runs(a, b, out or None).to_string(index=False))
 
-# %% ../nbs/14c_eval_cli.ipynb #0df78b1f
+# %% ../nbs/14c_eval_cli.ipynb #746239b0
 def eval_ablation(
     out:str="runs/ablation",   # run folder; the same command goes on from what is finished
     seeds:str="0,1",           # seeds of training
@@ -103,7 +103,7 @@ def eval_ablation(
     first:int=80,              # optimiser steps of the vanilla adapter that all go on from
     steps:int=50,              # further steps of each
     max_new_tokens:int=48,     # of each response
-    quick:store_true=False,    # two steps and a few questions, to try the path
+    quick:store_true=False,    # two steps and one question, to try the path
     show_harmful:store_true=False, # leave harmful text readable in the pages
 ):
     "The paper in small: vanilla, RecAug, RTO only, DeRTa and DPO, over several seeds, under four attacks."
