@@ -24,12 +24,12 @@ from transformers import set_seed
 class DemoRecipe:
     "All settings of a demo run."
     seed:int=0
-    objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=64), derta=dict(cuts=2, empty=1., rto_weight=.5, max_length=96)))
+    objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=54), derta=dict(cuts=2, empty=1., rto_weight=.4, crop=.5, max_length=90)))
     lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))
-    train:dict=field(default_factory=lambda: dict(per_device_train_batch_size=8, learning_rate=1.5e-3, warmup_steps=5, budget=256))
-    steps:dict=field(default_factory=lambda: dict(vanilla=160, derta=135))   # optimiser steps
+    train:dict=field(default_factory=lambda: dict(per_device_train_batch_size=16, learning_rate=1.5e-3, warmup_steps=5, budget=512))
+    steps:dict=field(default_factory=lambda: dict(vanilla=190, derta=56))   # optimiser steps
     start:str="vanilla"   # what the DeRTa adapter goes on from: "vanilla" or "base"
-    mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=2))
+    mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=1, border=1))
     dtype:str="bfloat16"
     quick:bool=False      # a few steps on a few rows, to try the path
 
@@ -112,7 +112,7 @@ def run_demo(
     return scores
 
 # %% ../nbs/13b_demo.ipynb #fc526d01
-SMALL = DemoRecipe(steps=dict(vanilla=24, derta=36))
+SMALL = DemoRecipe(steps=dict(vanilla=16, derta=14))
 
 def demo_adapters(
     out=None,               # run folder; default: runs/demo here or in a folder above
