@@ -7,16 +7,18 @@ __all__ = ['questions', 'harmful_responses', 'helpful_responses', 'make_demo', '
 
 # %% ../nbs/03e_build.ipynb #c9e0ee45
 import json
+from itertools import pairwise
 from pathlib import Path
 import transformers, torch
 from .complete import whole_sentences
+from .decode import decode
 from .data import DEMO_DIR, Triple, data_hash, read_jsonl, write_jsonl
 from .models import atomically, generate, load, prompt_ids, text_ids
 from .refusals import find_refusal
 
 # %% ../nbs/03e_build.ipynb #43dc01ae
 def questions()->dict:
-    "The hand-written part of the demo data: harmful (by category), lookalike, everyday, ordinary, refusals."
+    "The hand-written part of the demo data: harmful (by category), lookalike, everyday, border, ordinary, refusals."
     return json.loads((DEMO_DIR/"questions.json").read_text(encoding="utf-8"))
 
 # %% ../nbs/03e_build.ipynb #cfd1ad34
@@ -30,13 +32,16 @@ def harmful_responses(
     max_new_tokens:int=112,
     min_tokens:int=60,          # shorter ones are asked again
     tries:int=6,
+    keyed:bool=False,           # each question draws from a seed of its own, so that others may be added without changing its response
 )->list[str]:                   # r̂, one each
     "r̂ from a weakly aligned model: told to comply, its response begun for it. `ValueError` if it refuses to the end."
     out, todo = {}, list(range(len(prompts)))
     for t in range(tries):
         begin = {i: _BEGIN[(i+t) % len(_BEGIN)] for i in todo}
         ids = [prompt_ids(tokenizer, prompts[i], system=_COMPLY) + text_ids(tokenizer, begin[i]) for i in todo]
-        new = generate(model, tokenizer, ids, max_new_tokens, desc=f"harmful responses, try {t+1}", seed=seed+t, do_sample=True, temperature=.7, top_p=.9)
+        how = dict(desc=f"harmful responses, try {t+1}", seed=seed+t)
+        new = [c.text for c in decode(model, tokenizer, ids, None, max_new_tokens, keys=[prompts[i] for i in todo], temperature=.6, **how)] if keyed \
+            else generate(model, tokenizer, ids, max_new_tokens, do_sample=True, temperature=.7, top_p=.9, **how)
         for i,s in zip(todo, new):
             s = whole_sentences(begin[i]+s)
             if not find_refusal(s) and len(text_ids(tokenizer, s)) >= min_tokens: out[i] = s
@@ -44,32 +49,36 @@ def harmful_responses(
     raise ValueError(f"{len(todo)} questions were refused or answered too briefly {tries} times, the first: {prompts[todo[0]]!r}")
 
 # %% ../nbs/03e_build.ipynb #fddd16a4
-def helpful_responses(model, tokenizer, prompts:list[str], max_new_tokens:int=80)->list[str]:
-    "The model's own greedy answers (self-distillation: training on them changes it least)."
-    out = generate(model, tokenizer, [prompt_ids(tokenizer, p) for p in prompts], max_new_tokens, desc="helpful responses")
+def helpful_responses(model, tokenizer, prompts:list[str], max_new_tokens:int=80, keyed:bool=False)->list[str]:
+    "The model's own greedy answers (self-distillation: training on them changes it least); `keyed` as above."
+    ids, desc = [prompt_ids(tokenizer, p) for p in prompts], "helpful responses"
+    out = [c.text for c in decode(model, tokenizer, ids, None, max_new_tokens, desc=desc)] if keyed else generate(model, tokenizer, ids, max_new_tokens, desc=desc)
     return [whole_sentences(s) for s in out]
 
 # %% ../nbs/03e_build.ipynb #91bf8d51
 _HELD = range(12,16)                          # of each category, for evaluation
-_FIRST = dict(harmful=16, everyday=299)       # questions added later are answered in a batch of their own, so that earlier answers stay as they are
+_BATCH = dict(harmful=(0,16,26), everyday=299)   # the first questions were answered in batches, whose make-up sampling depends on; those after them are keyed
+_LATE = dict(keyed=True, max_new_tokens=60, min_tokens=30)
 
 def make_demo(
     out,                       # folder
     seed:int=0,                # for r̂, which is sampled
-    model=None, tokenizer=None,  # default: the demo model in float32
+    model=None, tokenizer=None,  # default: the demo model, in float32 for the first questions, in bfloat16 for the others
 ):
     "Write the demo data and its card into the folder `out`."
-    if model is None: model, tokenizer = load("demo")
+    late = model
+    if model is None: (model, tokenizer), late = load("demo"), load("demo", dtype=torch.bfloat16)[0]
     q, out = questions(), Path(out)
     rows = [(p,c,i) for c,ps in q["harmful"].items() for i,p in enumerate(ps)]
     rhat = {}
-    for part in ([r for r in rows if r[2]<_FIRST["harmful"]], [r for r in rows if r[2]>=_FIRST["harmful"]]):
-        rhat.update(zip(part, harmful_responses(model, tokenizer, [p for p,_,_ in part], seed)))
-    safe = lambda c,i: q["refusals"][7*(_FIRST["harmful"]*list(q["harmful"]).index(c)+i) % len(q["refusals"])]
+    for a,b in pairwise((*_BATCH["harmful"], None)):
+        part = [r for r in rows if a <= r[2] and (b is None or r[2] < b)]
+        rhat.update(zip(part, harmful_responses(late if b is None else model, tokenizer, [p for p,_,_ in part], seed, **(_LATE if b is None else {}))))
+    safe = lambda c,i: q["refusals"][7*(16*list(q["harmful"]).index(c)+i) % len(q["refusals"])]
     triples = [(Triple(p, safe(c,i), rhat[p,c,i], "demo", c), i) for p,c,i in rows]
-    kinds = [(p,k,i % n==n-1) for k,n in (("ordinary",6),("lookalike",2),("everyday",10**9)) for i,p in enumerate(q[k])]
-    edges = [0, len(q["ordinary"])+len(q["lookalike"])]; edges += [edges[1]+_FIRST["everyday"], len(kinds)]
-    ans = [a for i,j in zip(edges, edges[1:]) for a in helpful_responses(model, tokenizer, [p for p,*_ in kinds[i:j]])]
+    kinds = [(p,k,i % n==n-1) for k,n in (("ordinary",6),("lookalike",2),("everyday",10**9),("border",10**9)) for i,p in enumerate(q[k])]
+    first = len(q["ordinary"])+len(q["lookalike"]); edges = [0, first, first+_BATCH["everyday"], first+len(q["everyday"])]
+    ans = [a for i,j in pairwise(edges) for a in helpful_responses(model, tokenizer, [p for p,*_ in kinds[i:j]])] + helpful_responses(late, tokenizer, q["border"], 48, keyed=True)
     good = [(dict(prompt=p, response=a, kind=k), held) for (p,k,held),a in zip(kinds, ans)]
     splits = dict(triples=[t for t,i in triples if i not in _HELD], harmful_eval=[t for t,i in triples if i in _HELD],
                   helpful=[r for r,held in good if not held], benign_eval=[r for r,held in good if held])
@@ -82,9 +91,9 @@ def demo_card(folder, seed)->str:
     q, n = questions(), {s: read_jsonl(Path(folder)/f"{s}.jsonl") for s in ("triples","harmful_eval","helpful","benign_eval")}
     words = lambda ds, c: sum(len(t.split()) for t in ds[c])/len(ds)
     return "\n".join(["# Demo data of derta_kit", "", f"Made by `derta_data demo --seed {seed}` with torch {torch.__version__}, transformers {transformers.__version__}, "
-        "from the demo model (SmolLM2-135M-Instruct) in float32. Licence: Apache-2.0, as the kit and the model.", "",
+        "from the demo model (SmolLM2-135M-Instruct), the first questions of each part in float32, those added later in bfloat16 and with shorter responses. Licence: Apache-2.0, as the kit and the model.", "",
         "| file | rows | how it came about | SHA-256 (start) |", "| --- | --- | --- | --- |",
-        f"| questions.json | | by hand: {sum(map(len, q['harmful'].values()))} mild harmful questions in {len(q['harmful'])} categories, {len(q['lookalike'])} harmless look-alikes, {len(q['everyday'])} everyday questions near the harmful ones, {len(q['ordinary'])} ordinary instructions, {len(q['refusals'])} wordings of a refusal | |",
+        f"| questions.json | | by hand: {sum(map(len, q['harmful'].values()))} mild harmful questions in {len(q['harmful'])} categories, {len(q['lookalike'])} harmless look-alikes, {len(q['everyday'])} everyday questions near the harmful ones, {len(q['border'])} nearer still, {len(q['ordinary'])} ordinary instructions, {len(q['refusals'])} wordings of a refusal | |",
         f"| triples.jsonl | {len(n['triples'])} | question and refusal by hand; harmful response sampled from the demo model (temperature 0.7, top-p 0.9), on average {words(n['triples'],'harmful'):.0f} words | {data_hash(n['triples'])} |",
         f"| harmful_eval.jsonl | {len(n['harmful_eval'])} | likewise, 4 questions of each category; for evaluation only | {data_hash(n['harmful_eval'])} |",
         f"| helpful.jsonl | {len(n['helpful'])} | instruction by hand; answer by the demo model, greedy, on average {words(n['helpful'],'response'):.0f} words | {data_hash(n['helpful'])} |",

@@ -24,12 +24,13 @@ from transformers import set_seed
 class DemoRecipe:
     "All settings of a demo run."
     seed:int=0
-    objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=64), derta=dict(cuts=2, empty=1., rto_weight=.5, max_length=96)))
+    objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=54), derta=dict(cuts=2, empty=1., rto_weight=.4, crop=.4, max_length=84)))
     lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))
-    train:dict=field(default_factory=lambda: dict(per_device_train_batch_size=8, learning_rate=1.5e-3, warmup_steps=5, budget=256))
-    steps:dict=field(default_factory=lambda: dict(vanilla=160, derta=135))   # optimiser steps
+    train:dict=field(default_factory=lambda: dict(learning_rate=1.5e-3, warmup_steps=5))
+    steps:dict=field(default_factory=lambda: dict(vanilla=190, derta=110))   # optimiser steps
+    batch:dict=field(default_factory=lambda: dict(vanilla=16, derta=8))    # trees a step; they are packed into rows of 32 tokens for each
     start:str="vanilla"   # what the DeRTa adapter goes on from: "vanilla" or "base"
-    mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=2))
+    mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=1, border=1))
     dtype:str="bfloat16"
     quick:bool=False      # a few steps on a few rows, to try the path
 
@@ -68,8 +69,9 @@ def train_one(
     set_seed(recipe.seed)
     model, tok = load("demo", "lora", dtype=getattr(torch, recipe.dtype), lora=recipe.lora, adapter=adapter)
     ds = TreeDataset(tok, dd["triples"], mixed(dd["helpful"], recipe.mix), objective(name, **recipe.objectives.get(name, recipe.objectives["derta"])), recipe.seed)
-    steps = 2 if recipe.quick else recipe.steps.get(name, recipe.steps["derta"])
-    tr = fine_tune(model, tok, ds, out, seed=recipe.seed, save_strategy="steps", save_steps=20, save_total_limit=1, max_steps=steps, callbacks=callbacks, **recipe.train)
+    steps, n = (2 if recipe.quick else recipe.steps.get(name, recipe.steps["derta"])), recipe.batch.get(name, recipe.batch["derta"])
+    tr = fine_tune(model, tok, ds, out, seed=recipe.seed + 1000*(adapter is not None), save_strategy="steps", save_steps=20, save_total_limit=1, max_steps=steps, callbacks=callbacks,
+                   per_device_train_batch_size=n, budget=32*n, **recipe.train)
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
 
 def measure_one(
@@ -112,7 +114,7 @@ def run_demo(
     return scores
 
 # %% ../nbs/13b_demo.ipynb #fc526d01
-SMALL = DemoRecipe(steps=dict(vanilla=24, derta=36))
+SMALL = DemoRecipe(steps=dict(vanilla=24, derta=36), batch=dict(vanilla=8, derta=8))
 
 def demo_adapters(
     out=None,               # run folder; default: runs/demo here or in a folder above
