@@ -1,6 +1,6 @@
 """Trains a tiny or the demo model under whatever engine the launcher gives, and writes what happened. Used by test_engines.py.
 
-    torchrun --nproc_per_node 2 tests/engine_worker.py '{"out": …, "engine": "fsdp2", …}'"""
+    torchrun --nproc_per_node 2 tests/engine_worker.py '[{"out": …, "engine": "fsdp2", …}, …]'"""
 import json, os, sys
 from pathlib import Path
 import torch
@@ -53,10 +53,11 @@ def main(out, engine="auto", kind="llama", mode="full", n=12, stop=None, config=
     m, tok = model_of(kind, mode, **config)
     world = int(os.environ.get("WORLD_SIZE", 1))
     t = fine_tune(m, tok, data_of(kind, tok, n), out, data_of(kind, tok, 5), callbacks=[StopAt(stop)] if stop else None,
-                  **{**dict(engine=engine, per_device_train_batch_size=4//world, per_device_eval_batch_size=2, num_train_epochs=2, logging_steps=1, seed=3, disable_tqdm=True, learning_rate=1e-2, eval_strategy="epoch",
-                            save_strategy="steps", save_steps=2, lr_scheduler_type="constant"), **kw})
+                  **{**dict(engine=engine, per_device_train_batch_size=4, per_device_eval_batch_size=2, num_train_epochs=1, logging_steps=1, seed=3, disable_tqdm=True, learning_rate=1e-2, eval_strategy="epoch",
+                            lr_scheduler_type="constant"), **kw})
     ran = next(c for c in t.callback_handler.callbacks if isinstance(c, EngineCheck)).ran
     if t.is_world_process_zero(): Path(out, "happened.json").write_text(json.dumps(dict(engine=ran, log=t.state.log_history, world=t.args.world_size)))
 
 
-if __name__ == "__main__": main(**json.loads(sys.argv[1]))
+if __name__ == "__main__":
+    for job in json.loads(sys.argv[1]): main(**job)
