@@ -7,8 +7,8 @@ __all__ = ['METHODS', 'PRECISION', 'Recipe', 'check_value', 'make_recipe', 'read
            'loading']
 
 # %% ../nbs/06b_recipes.ipynb #51de8883
-import difflib, math, types, typing
-from dataclasses import MISSING, asdict, dataclass, field, fields
+import difflib, math
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 import yaml
 from .engines import ENGINES
@@ -64,7 +64,7 @@ def _known(key, names):
     "Nothing, or what is wrong with a key."
     if key in names: return None
     near = difflib.get_close_matches(str(key), sorted(names), 1)
-    return "no such key; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(names)[:40])}")
+    return "no such key; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(names)[:26])}" + (", …" if len(names) > 26 else ""))
 
 def _number(v):
     "`v` as a number where it reads as one (YAML takes 1e-4 for text), else as it is."

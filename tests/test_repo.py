@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ORDER = "refusals models records data mix prefix_tree decode complete gates build objectives export card loss engines train dpo probe plots compare strip widgets attacks judges evaluate report demo cli".split()
+ORDER = "refusals models records data mix prefix_tree decode complete gates build objectives export card loss engines train dpo recipes plan reliable probe plots compare strip widgets attacks judges evaluate report demo cli cli_train".split()
 
 
 def test_a_module_imports_only_from_those_above_it():
