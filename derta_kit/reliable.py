@@ -69,9 +69,8 @@ class LeaveOnSigterm(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         signal.signal(signal.SIGTERM, self.was)
         if not self.told or state.global_step >= state.max_steps: return
-        if state.is_world_process_zero:
-            print(f"SIGTERM: stopped after step {state.global_step} of {state.max_steps}, checkpoint saved; the same command goes on from there (exit code {REQUEUE}).", file=sys.stderr, flush=True)
-            if mark := os.environ.get("DERTA_REQUEUE_MARK"): Path(mark).touch()        # torchrun hides the exit codes of its processes
+        if state.is_world_process_zero: print(f"SIGTERM: stopped after step {state.global_step} of {state.max_steps}, checkpoint saved; the same command goes on from there (exit code {REQUEUE}).", file=sys.stderr, flush=True)
+        if state.is_local_process_zero and (mark := os.environ.get("DERTA_REQUEUE_MARK")): Path(mark).touch()        # torchrun hides the exit codes of its processes
         raise Preempted(state.global_step)
 
 # %% ../nbs/06e_reliable.ipynb #d01a663a

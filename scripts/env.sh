@@ -19,6 +19,6 @@ export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 # export NCCL_SOCKET_IFNAME=ib0
 
 # How long a run that was told to leave may take to save, in seconds; SLURM's --signal must come earlier than that before the end.
-SAVE_SECONDS="${SAVE_SECONDS:-280}"
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280}"
 # Exit code of a run that was told to leave and has saved (derta_kit.reliable.REQUEUE).
 REQUEUE=85

@@ -25,7 +25,7 @@ if [ -n "$ENGINE" ]; then
            --rdzv_backend c10d --main_process_ip "$HEAD" --main_process_port "$PORT" --module)
 else
     START=(torchrun --nnodes "$NODES" --node_rank "$NODE_RANK" --nproc_per_node "$GPUS" --rdzv_backend c10d --rdzv_endpoint "$HEAD:$PORT" --rdzv_id "$RUN_ID"
-           --max_restarts 0 --shutdown_timeout "$SAVE_SECONDS" --module)
+           --max_restarts 0 --module)
 fi
 
 # SIGTERM goes on to the launcher, which hands it to its processes and waits for them.
