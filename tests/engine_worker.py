@@ -1,7 +1,7 @@
 """Trains a tiny or the demo model under whatever engine the launcher gives, and writes what happened. Used by test_engines.py.
 
     torchrun --nproc_per_node 2 tests/engine_worker.py '[{"out": …, "engine": "fsdp2", …}, …]'"""
-import json, os, sys
+import json, os, signal, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, str(Path(__file__).parent))
@@ -11,6 +11,7 @@ from test_train import Trees
 from transformers import TrainerCallback
 from derta_kit.engines import EngineCheck
 from derta_kit.models import lora_config
+from derta_kit.reliable import LeaveOnSigterm
 from derta_kit.train import fine_tune
 
 
@@ -24,6 +25,7 @@ def model_of(kind, mode, **kw):
     if kind == "demo":
         from derta_kit.models import load
         torch.manual_seed(0)
+        if "storage" in kw: kw["storage"] = getattr(torch, kw["storage"])
         return load("demo", mode, lora=dict(r=4), **kw)
     if kw.pop("bias", False): kw["attention_bias"] = True
     if mode != "qlora":
@@ -43,16 +45,23 @@ def data_of(kind, tok, n):
     return TreeDataset(tok, rows, o=objective("derta"))
 
 
+class Kill(TrainerCallback):
+    "Send this process a signal at the end of a step."
+    def __init__(self, step, sig): self.step, self.sig = step, sig
+    def on_step_end(self, args, state, control, **kw):
+        if state.global_step == self.step: os.kill(os.getpid(), self.sig)
+
+
 class StopAt(TrainerCallback):
     def __init__(self, step): self.step = step
     def on_step_end(self, args, state, control, **kw): control.should_training_stop |= state.global_step == self.step
 
 
-def main(out, engine="auto", kind="llama", mode="full", n=12, stop=None, config={}, **kw):
+def main(out, engine="auto", kind="llama", mode="full", n=12, stop=None, kill=None, term=None, config={}, **kw):
     torch.use_deterministic_algorithms(True, warn_only=True)
     m, tok = model_of(kind, mode, **config)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    t = fine_tune(m, tok, data_of(kind, tok, n), out, data_of(kind, tok, 5), callbacks=[StopAt(stop)] if stop else None,
+    t = fine_tune(m, tok, data_of(kind, tok, n), out, data_of(kind, tok, 5), callbacks=([StopAt(stop)] if stop else []) + ([Kill(kill, signal.SIGKILL)] if kill else []) + ([Kill(term, signal.SIGTERM), LeaveOnSigterm()] if term else []),
                   **{**dict(engine=engine, per_device_train_batch_size=4, per_device_eval_batch_size=2, num_train_epochs=1, logging_steps=1, seed=3, disable_tqdm=True, learning_rate=1e-2, eval_strategy="epoch",
                             lr_scheduler_type="constant"), **kw})
     ran = next(c for c in t.callback_handler.callbacks if isinstance(c, EngineCheck)).ran
