@@ -67,10 +67,10 @@ def shape(
                  max(p.numel() for p in own), E if mode=="full" else 0, c.hidden_size, c.intermediate_size*used, c.num_attention_heads*d, (getattr(c, "num_key_value_heads", None) or c.num_attention_heads)*d, c.num_attention_heads, c.num_hidden_layers, c.vocab_size,
                  sum(p.shape[0] for n,p in m.named_parameters() if "lora_A" in n)//c.num_hidden_layers if adapters else 0)
 
-# %% ../nbs/06c_plan.ipynb #49d9ad17
-def layer_keeps(s:Shape, mode="full")->float:
-    "Numbers that one layer keeps for its backward pass, a token."
-    return (6 if mode=="full" else 4)*s.hidden + 5*s.query + 2*s.kv + 4*s.inner + s.heads + s.rank
+# %% ../nbs/06c_plan.ipynb #bc12c55c
+def layer_keeps(s:Shape, mode="full", length=0)->float:
+    "Numbers that one layer keeps for its backward pass, a token, in rows of `length` tokens (a tree's mask is made a number each)."
+    return (6 if mode=="full" else 4)*s.hidden + 4*s.query + 4*s.inner + s.heads + 2 + s.rank + length
 
 _NF4 = .5 + 1/64 + 4/(64*256)      # bytes a parameter: 4 bits, a byte a block of 64 (double quantisation), a float32 a 256 blocks
 
@@ -94,7 +94,7 @@ def memory(
     base = s.body*_NF4+(s.ends+s.small)*4 if r.mode=="qlora" else s.base*wide
     adapter = 0 if full else s.trained*4
     parts = {"weights": (base+adapter)*held + (s.base*2 if r.precision=="mixed" and cut==1 else 0), "gathered": (2*s.layer+s.head)*act if cut>1 else 0, "gradients": s.trained*trained*held*(2 if cut==1 and devices>1 else 1), "optimiser": 2*s.trained*trained*held}
-    keeps = layer_keeps(s, r.mode)*act
+    keeps = layer_keeps(s, r.mode, r.budget or r.max_length)*act
     back = 3*s.inner*act + (s.largest*act/n if r.mode=="qlora" else 0)                        # gradients inside one layer, and its 4 bits unpacked
     parts["activations"] = n*(s.layers*s.hidden*act+keeps+back) if r.checkpointing else n*(s.layers*keeps+back)
     parts["logits"] = min(chunk, n)*s.vocab*4*3 + n*s.hidden*4

@@ -16,9 +16,11 @@ from derta_kit.train import fine_tune
 
 
 def tokenizer():
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({f"t{i}": i for i in range(128)}, unk_token="t1")), pad_token="t0", eos_token="t2", unk_token="t1")
+    words = Tokenizer(models.WordLevel({**{f"t{i}": i for i in range(127)}, "Sorry": 127}, unk_token="t1"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="t0", eos_token="t2", unk_token="t1")
 
 
 def model_of(kind, mode, **kw):

@@ -1,7 +1,7 @@
-"""Trains two steps and prints the peak memory over what there was before the model, in bytes. Used by test_plan.py and the notebook plan.
+"""Trains two steps and prints the peak memory over what there was before the model, in bytes. Start it with MALLOC_MMAP_THRESHOLD_=131072, so that glibc hands back what is freed. Used by test_plan.py and the notebook plan.
 
     python tests/plan_worker.py '{"model": "demo", "mode": "lora", "batch": 2, "max_length": 256}'"""
-import json, sys, tempfile
+import gc, json, sys, tempfile
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -32,7 +32,9 @@ def main(model, **kw):
     with tempfile.TemporaryDirectory() as d:
         args = DertaArguments(output_dir=d, report_to="none", disable_tqdm=True, **{**arguments(r), "save_strategy": "no", "max_steps": 2})
         class Tok: pad_token_id = 0; eos_token_id = 2
-        before = status("VmRSS")
+        warm = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=1000, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1))
+        DertaTrainer(get_peft_model(warm, lora_config(warm)) if r.mode != "full" else warm, args, rows(2*r.batch, 32), Tok()).train()     # what libraries load at their first step
+        del warm; gc.collect(); before = status("VmRSS")
         if isinstance(model, str): m, _ = models.load(model, **loading(r))
         else:
             torch.manual_seed(0); m = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model)).train()
