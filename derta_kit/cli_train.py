@@ -54,8 +54,9 @@ def _fit(r, args, triples, pairs, n):
     m, tok = models.load(r.model, placed=early.engine not in ("fsdp2","zero3"), **R.loading(r))
     S.check_folder(r.out, 12*sum(p.numel() for p in m.parameters() if p.requires_grad), early.save_total_limit or 2)
     o = R.targets(r)
-    train, held = O.TreeDataset(tok, triples.select(range(n)), pairs, o, r.seed), O.TreeDataset(tok, triples.select(range(n, len(triples))), o=o, seed=r.seed)
-    return T.fine_tune(m, tok, train, r.out, held if len(held) else None, callbacks=[S.LeaveOnSigterm()], watch=[S.FiniteGradients], **{**dict(eval_strategy="steps" if len(held) else "no", eval_steps=50), **args})
+    train = O.TreeDataset(tok, triples.select(range(n)), pairs, o, r.seed)
+    held = O.TreeDataset(tok, triples.select(range(n, len(triples))), o=o, seed=r.seed) if n < len(triples) else None
+    return T.fine_tune(m, tok, train, r.out, held, callbacks=[S.LeaveOnSigterm()], watch=[S.FiniteGradients], **{**dict(eval_strategy="steps" if held else "no", eval_steps=50), **args})
 
 def _prefer(r, args, triples, n):
     "Train with preferences (DPO), and return the trainer."
