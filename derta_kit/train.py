@@ -63,8 +63,8 @@ class Padded(torch.utils.data.Dataset):
 
 class FilledSampler(torch.utils.data.Sampler):
     "The order that a single process draws, and then the filling of a `Padded` dataset."
-    def __init__(self, data:Padded, seed): self.draw, self.size, self.fill = SeedableRandomSampler(range(len(data.data)), data_seed=seed), len(data), range(len(data.data), len(data))
-    def set_epoch(self, epoch): self.draw.set_epoch(epoch)
+    def __init__(self, data:Padded, seed): self.data, self.draw, self.size, self.fill = data, SeedableRandomSampler(range(len(data.data)), data_seed=seed), len(data), range(len(data.data), len(data))
+    def set_epoch(self, epoch): self.data.set_epoch(epoch); self.draw.set_epoch(epoch)      # accelerate tells only one of the two, in several processes
     def __len__(self): return self.size
     def __iter__(self): yield from self.draw; yield from self.fill
 

@@ -39,7 +39,9 @@ def main(model, **kw):
         else:
             torch.manual_seed(0); m = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model)).train()
             if r.mode == "lora": m = get_peft_model(m, lora_config(m, **r.lora))
-        Path("/proc/self/clear_refs").write_text("5")                           # the peak counts from here
+        for p in m.parameters():
+            if type(p).__name__ != "Params4bit": p.data = p.data.clone()       # off the mapped file, whose pages would count as long as one tensor stands on it
+        gc.collect(); Path("/proc/self/clear_refs").write_text("5")                           # the peak counts from here
         t = DertaTrainer(m, args, rows(2*r.batch, r.max_length), Tok()); t.train()
     print(json.dumps(dict(peak=status("VmHWM")-before)))
 
