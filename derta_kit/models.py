@@ -104,7 +104,7 @@ def lora_config(
     found = {n.rpartition(".")[2] for n,m in model.named_modules() if isinstance(m, torch.nn.Linear)} & set(_linear)
     return LoraConfig(**{**dict(r=r, lora_alpha=lora_alpha, lora_dropout=0., task_type="CAUSAL_LM", target_modules=sorted(found) or "all-linear"), **kwargs})
 
-def _bnb(dtype): return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+def _bnb(dtype, storage): return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=storage)
 
 # %% ../nbs/01_models.ipynb #32b4e43e
 def load(
@@ -114,6 +114,8 @@ def load(
     dtype=None,             # default: bfloat16 on an accelerator, float32 on a CPU
     device=None,            # default: the accelerator if there is one, else the CPU
     merge:bool=False,       # frozen: fold the adapter into the weights (in float32, before they become `dtype`): faster to generate with
+    placed:bool=True,       # onto the device; False where an engine will shard the weights (fsdp2, zero3)
+    storage=torch.uint8,    # qlora: the type that holds the 4 bits; a float, such as bfloat16, where they are sharded
     lora:dict|None=None,    # arguments for `lora_config`, such as r, lora_alpha, layers_to_transform
     **kwargs                # anything else `from_pretrained` takes
 ):                          # (model, tokenizer)
@@ -121,12 +123,13 @@ def load(
     if mode not in ("frozen","full","lora","qlora"): raise ValueError(f"mode={mode!r}: use frozen, full, lora or qlora")
     acc = torch.accelerator.current_accelerator()
     device = torch.device(device or acc or "cpu")
+    if device==acc and "LOCAL_RANK" in os.environ: device = torch.device(acc.type, int(os.environ["LOCAL_RANK"]))     # a process a device, under torchrun
     dtype = dtype or (torch.float32 if device.type=="cpu" else torch.bfloat16)
     path = str(demo_path() if name=="demo" else name)
-    if mode=="qlora": kwargs["quantization_config"] = _bnb(dtype)
+    if mode=="qlora": kwargs["quantization_config"] = _bnb(dtype, storage)
     if merge and (mode!="frozen" or adapter is None): raise ValueError("merge=True folds an adapter into a frozen model; pass adapter=… and mode='frozen'")
     tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if merge else dtype, device_map={"":device}, trust_remote_code=False, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if merge else dtype, device_map={"":device} if placed else None, trust_remote_code=False, **kwargs)
     if tok.pad_token_id is None: tok.pad_token = tok.eos_token      # only ever masked out, so no embedding is added
     tok.padding_side, tok.name_or_path = "left", name
     model = _prepare(model, mode, adapter, lora)

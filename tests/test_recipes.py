@@ -1,0 +1,85 @@
+"Recipes say where they are wrong; every one that comes with the kit is read, planned and checked against the paper."
+import subprocess, sys
+import pytest
+from conftest import ROOT
+from derta_kit.objectives import Objective
+from derta_kit.plan import SHAPES, empty_model, memory, model_config, peak, plan, shape
+from derta_kit.records import DataError
+from derta_kit.recipes import accumulation, arguments, loading, make_recipe, read_recipe, targets
+from derta_kit.train import DertaArguments
+
+BOOKS = sorted((ROOT/"scripts"/"recipes").glob("*.yaml"))
+
+
+def bad(tmp_path, text, sets=()):
+    p = tmp_path/"r.yaml"; p.write_text(text)
+    with pytest.raises(DataError) as e: read_recipe(p, sets)
+    return e.value
+
+
+def test_errors_name_file_line_and_key(tmp_path):
+    ok = "data: a\nout: b\n"
+    for text,line,key in ((ok+"lr: fast", 3, "lr"), (ok+"\n\nmode: lorra", 5, "mode"), (ok+"lora:\n  rank: 3", 4, "lora.rank"), (ok+"lr: 1\nlr: 2", 4, "lr"), (ok+"learning: 1", 3, "learning"),
+                          (ok+"batch: 0", 3, "batch"), (ok+"lr: .nan", 3, "lr"), (ok+"train:\n  logging: 1", 4, "train.logging"), (ok+"epochs: [1]", 3, "epochs"), (ok+"checkpointing: maybe", 3, "checkpointing")):
+        e = bad(tmp_path, text); assert (e.line, e.field) == (line, key) and e.file.endswith("r.yaml"), e
+    assert bad(tmp_path, "data: a\n").field == "out"
+    assert bad(tmp_path, "- a\n").line == 1 and bad(tmp_path, ok+"a: [").line
+    e = bad(tmp_path, ok+"lr: 1", ["lr=fast"]); assert (e.file, e.field) == ("--set", "lr")
+    assert bad(tmp_path, ok, ["lr"]).file == "--set"
+
+
+def test_sixteen_recipes_there_are(): assert {f.stem for f in BOOKS} == {f"{m}-{w}-{s}" for m in ("llama3-8b","llama3-70b","mistral-7b","mixtral-8x7b") for w in ("full","lora") for s in ("paper","ours")}
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=lambda p: p.stem)
+def test_a_recipe_becomes_arguments(book, tmp_path):
+    r = read_recipe(book)
+    assert accumulation(r, 8)*8*r.batch == 128 == r.step and r.epochs == 2
+    a = arguments(r, 8, cpu=True); a.pop("engine")
+    DertaArguments(output_dir=str(tmp_path), report_to="none", **a); loading(r); o = targets(r)
+    assert r.model in SHAPES and f"runs/{book.stem}" == r.out
+    if "paper" in book.stem:
+        assert o.recipe == "paper" and (o.rto_weight, o.cuts, r.budget) == (1, 1, 0) and o.word == Objective().word
+        if r.mode == "full": assert (r.lr, r.schedule, r.warmup, r.weight_decay, r.max_length, o.rto_keep) == (2e-5, "cosine", .03, 2e-5, 1024, .05)
+        else: assert (r.lr, r.schedule, r.warmup, r.max_length, r.lora, r.batch) == (1e-4, "linear", 0, 512, dict(r=96, lora_alpha=16, lora_dropout=.05), 8)
+
+
+@pytest.mark.parametrize("name,billions", zip(SHAPES, (8.03, 70.55, 7.24, 46.70)))
+def test_parameters_of_known_shapes(name, billions): assert sum(p.numel() for p in empty_model(model_config(name)).parameters())/1e9 == pytest.approx(billions, abs=.01)
+
+
+def recipe(**kw): return make_recipe(dict(dict(data="-", out="-", model="meta-llama/Meta-Llama-3-8B"), **kw))
+
+
+def test_a_plan_says_that_it_cannot_fit_and_what_would():
+    p = plan(recipe(mode="full", precision="mixed", batch=16, max_length=1024), 1, "h100")
+    assert not p.fits and "CANNOT FIT" in str(p) and p.would and "devices with engine=fsdp2" in str(p)
+    assert plan(recipe(mode="qlora", batch=1, max_length=512, checkpointing=True), 1, "rtx4090").fits
+
+
+def test_what_would_fit_fits():
+    p = plan(recipe(mode="full", precision="mixed", batch=16, max_length=1024), 1, "h100")
+    n = next(int(w.split()[0]) for w in p.would if "devices" in w)
+    assert plan(recipe(mode="full", precision="mixed", batch=4, max_length=1024, checkpointing=True, engine="fsdp2"), n, "h100").fits
+
+
+def test_sharding_divides_and_offload_empties():
+    one, eight = (memory(recipe(mode="full", precision="mixed", engine=e), model_config("meta-llama/Meta-Llama-3-8B"), n) for e,n in (("auto", 1), ("fsdp2", 8)))
+    for k in ("gradients", "optimiser"): assert eight[k] == pytest.approx(one[k]/8)
+    off = memory(recipe(mode="full", precision="mixed", engine="fsdp2"), model_config("meta-llama/Meta-Llama-3-8B"), 8, offload=True)
+    assert off["weights"] == off["gradients"] == off["optimiser"] == 0 < off["gathered"]
+
+
+def test_command_line(tmp_path):
+    from derta_kit.cli_train import parse
+    (tmp_path/"r.yaml").write_text("data: a\nout: b\nlr: 1e-4\nlora:\n  r: 4\n")
+    r, rest = parse([str(tmp_path/"r.yaml"), "--objective", "dpo", "--lr", "3e-4", "--set", "lora.r=8", "dpo.beta=0.2", "--plan"])
+    assert (r.lr, r.objective, r.lora, r.dpo, rest["plan"]) == (3e-4, "dpo", dict(r=8), dict(beta=.2), True)
+    r, _ = parse(["t.jsonl", "out", "--helpful", "h.jsonl"]); assert (r.data, r.out, r.helpful) == ("t.jsonl", "out", "h.jsonl")
+    with pytest.raises(DataError, match="'out': is missing"): parse(["t.jsonl"])
+
+
+def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
+    (tmp_path/"r.yaml").write_text("data: a\nout: b\nlr: fast\n")
+    p = subprocess.run([sys.executable, "-m", "derta_kit.cli_train", "r.yaml"], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
+    assert p.returncode == 2 and "r.yaml, line 3, field 'lr': 'fast' is not a number" in p.stderr and "Traceback" not in p.stderr and not (tmp_path/"b").exists()
