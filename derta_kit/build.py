@@ -94,7 +94,7 @@ def demo_card(folder, seed)->str:
         "from the demo model (SmolLM2-135M-Instruct), the first questions of each part in float32, those added later in bfloat16 and with shorter responses. Licence: Apache-2.0, as the kit and the model.", "",
         "| file | rows | how it came about | SHA-256 (start) |", "| --- | --- | --- | --- |",
         f"| questions.json | | by hand: {sum(map(len, q['harmful'].values()))} mild harmful questions in {len(q['harmful'])} categories, {len(q['lookalike'])} harmless look-alikes, {len(q['everyday'])} everyday questions near the harmful ones, {len(q['border'])} nearer still, {len(q['ordinary'])} ordinary instructions, {len(q['refusals'])} wordings of a refusal | |",
-        f"| triples.jsonl | {len(n['triples'])} | question and refusal by hand; harmful response sampled from the demo model (temperature 0.7, top-p 0.9), on average {words(n['triples'],'harmful'):.0f} words | {data_hash(n['triples'])} |",
+        f"| triples.jsonl | {len(n['triples'])} | question and refusal by hand; harmful response sampled from the demo model (temperature 0.7, top-p 0.9; those added later 0.6), on average {words(n['triples'],'harmful'):.0f} words | {data_hash(n['triples'])} |",
         f"| harmful_eval.jsonl | {len(n['harmful_eval'])} | likewise, 4 questions of each category; for evaluation only | {data_hash(n['harmful_eval'])} |",
         f"| helpful.jsonl | {len(n['helpful'])} | instruction by hand; answer by the demo model, greedy, on average {words(n['helpful'],'response'):.0f} words | {data_hash(n['helpful'])} |",
         f"| benign_eval.jsonl | {len(n['benign_eval'])} | likewise, every sixth ordinary instruction and every second look-alike; for evaluation only | {data_hash(n['benign_eval'])} |", "",

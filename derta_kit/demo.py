@@ -24,10 +24,10 @@ from transformers import set_seed
 class DemoRecipe:
     "All settings of a demo run."
     seed:int=0
-    objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=54), derta=dict(cuts=2, empty=1., rto_weight=.4, crop=.4, max_length=84)))
+    objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=54), derta=dict(cuts=2, empty=1., rto_weight=.4, max_length=96)))
     lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))
     train:dict=field(default_factory=lambda: dict(learning_rate=1.5e-3, warmup_steps=5))
-    steps:dict=field(default_factory=lambda: dict(vanilla=190, derta=110))   # optimiser steps
+    steps:dict=field(default_factory=lambda: dict(vanilla=190, derta=105))   # optimiser steps
     batch:dict=field(default_factory=lambda: dict(vanilla=16, derta=8))    # trees a step; they are packed into rows of 32 tokens for each
     start:str="vanilla"   # what the DeRTa adapter goes on from: "vanilla" or "base"
     mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=1, border=1))
