@@ -14,7 +14,7 @@ from .loss import head_logits
 from .models import load, prompt_ids, text_ids, unwrap
 from .plots import NAMES, _bare, _style
 from .prefix_tree import Tree, collate, hidden_states, tree_limit
-from .probe import _curve, _groups, _opener_mass, _put, _read_positions
+from .probe import _curve, _groups, _opener_mass, _put, _read_positions, pair_ids
 from .refusals import refusal_token_id
 
 # %% ../nbs/07b_compare.ipynb #86628aac
@@ -134,9 +134,7 @@ def compare(
     if len(prompts)!=len(responses): raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses")
     ms = models if isinstance(models, Models) else Models(models, base)
     tok, sorry = ms.tok, refusal_token_id(ms.tok, word)
-    ids = [(prompt_ids(tok, p), text_ids(tok, r)[:max_tokens]) for p,r in zip(prompts, responses)]
-    for i,(_,r) in enumerate(ids):
-        if not r: raise ValueError(f"pair {i}: the response has no tokens")
+    ids = pair_ids(ms.lm, tok, list(zip(prompts, responses)), max_tokens)
     curves, kl, limits = {n: [None]*len(ids) for n in ms}, {n: [None]*len(ids) for n in ms if n!="base"} if "base" in ms else {}, {}
     for n in ms:
         with ms.use(n) as m: limits[n] = tree_limit(m)

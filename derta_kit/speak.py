@@ -15,7 +15,7 @@ from .compare import assistant_header
 from .complete import Answer, Endpoint
 from .decode import decode
 from .loss import target_logprobs
-from .models import text_ids, unwrap
+from .models import context_length, text_ids, unwrap
 from .prefix_tree import Tree, collate, tree_limit
 from .probe import _branch, _groups, _put, _trie
 from .refusals import OPENERS
@@ -79,12 +79,12 @@ def _shared(ids):
 # %% ../nbs/12b_speak.ipynb #24ad3975
 def _readable(model, tokenizer, cases, d, done):
     "Token ids of each case that can be asked, by its number; the others are done, with an error."
-    room, out = getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None), {}
+    room, out = context_length(model), {}
     for i,c in enumerate(cases):
         try: ids = c.ids(tokenizer)
         except ValueError as e: done(i, Said(error=str(e))); continue
         if not ids: done(i, Said(error="the case has no tokens to read"))
-        elif room and len(ids)+d.max_new_tokens > room: done(i, Said(error=f"the case has {len(ids)} tokens; with {d.max_new_tokens} new ones that is more than the model's {room}"))
+        elif len(ids)+d.max_new_tokens > room: done(i, Said(error=f"the case has {len(ids)} tokens; with {d.max_new_tokens} new ones that is more than the model's {room}"))
         else: out[i] = ids
     return out
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from .engines import EngineCheck, check_shardable, choose_engine, engine_arguments, shard_on_cpu
+from .models import context_length
 from .loss import as_forward, step_total, tree_loss
 from .objectives import KINDS, RTO, TreeCollator, TreeDataset
 from .prefix_tree import Node, Tree, collate, takes_blocks, tree_limit
@@ -173,6 +174,7 @@ def fine_tune(
 )->DertaTrainer:                # its `state.log_history` holds the curves
     "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there."
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
+    if (o := getattr(dataset, "o", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
     args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu"), **kwargs})
     trainer = DertaTrainer(model, args, dataset, tokenizer, eval_dataset, callbacks=callbacks)
     for w in watch: trainer.add_callback(w(trainer))

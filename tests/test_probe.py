@@ -67,3 +67,15 @@ def test_perplexity_is_the_plain_one(demo, demo_data):
         nll -= sum(lp[len(q)+i-1, t].item() for i,t in enumerate(a)); n += len(a)
     import math
     assert perplexity(refusal_curves(model, tok, [(r["prompt"],r["response"]) for r in rows])) == pytest.approx(math.exp(nll/n), rel=1e-5)
+
+
+def test_text_longer_than_the_context_is_refused(demo, tmp_path):
+    from conftest import tiny
+    from derta_kit.models import context_length
+    from derta_kit.objectives import TreeDataset, objective
+    from derta_kit.train import fine_tune
+    model, tok = tiny("llama", vocab_size=len(demo[1])), demo[1]; assert context_length(model) == 256
+    with pytest.raises(ValueError, match="pair 1: .* of response are more than the 256 .* max_tokens="): refusal_curves(model, tok, [("Hi", "there"), ("Hi", "word "*300)])
+    row = dict(prompt="Hi", safe="Sorry, no.", harmful="word "*300)
+    with pytest.raises(ValueError, match="max_length 512 is more than the 256 tokens"): fine_tune(model.requires_grad_(), tok, TreeDataset(tok, [row], o=objective("derta")), tmp_path/"x")
+    assert not (tmp_path/"x").exists() and max(map(len, [TreeDataset(tok, [row], o=objective("derta", max_length=256))[0]])) > 200
