@@ -196,7 +196,7 @@ def test_dark_theme(g):
 
 def test_nothing_scrolls_sideways_in_a_narrow_column(g):
     g.page.set_viewport_size(dict(width=640, height=1000)); until(lambda: g.x.evaluate("e => e.clientWidth") < 600)
-    try: assert g.x.evaluate("e => e.scrollWidth <= e.clientWidth + 1") and g.box.evaluate("e => e.scrollWidth <= e.clientWidth + 1"); g.box.evaluate("e => e.scrollIntoView()"); shot(g.page, "explorer_narrow")
+    try: until(lambda: all(e.evaluate("e => e.scrollWidth <= e.clientWidth + 1") for e in (g.x, g.box)), 30); g.box.evaluate("e => e.scrollIntoView()"); shot(g.page, "explorer_narrow")
     finally: g.page.set_viewport_size(dict(width=1200, height=1000))
 
 
