@@ -113,4 +113,4 @@ def derta_train(
         try: run_recipe(r)
         except (EngineError, NotFinite, MemoryError) as e: raise ValueError(str(e)) from e
 
-if __name__=="__main__" and "ipykernel" not in sys.modules: derta_train()      # python -m derta_kit.cli_train, for torchrun
+if __name__=="__main__" and "__file__" in globals(): derta_train()      # python -m derta_kit.cli_train, for torchrun
