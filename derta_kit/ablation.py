@@ -63,7 +63,7 @@ def train_dpo(
     set_seed(seed)
     model, tok = load("demo", "lora", dtype=getattr(torch, a.dtype), adapter=adapter)
     rows = Dataset.from_list(list(preference_rows(_data(recipe)["triples"])))
-    args = DPOConfig(str(Path(out).parent/"trl"), learning_rate=a.dpo_lr, beta=a.dpo_beta, max_steps=2 if a.quick else a.steps, per_device_train_batch_size=recipe.train["per_device_train_batch_size"], max_length=128, warmup_steps=5, seed=seed,
+    args = DPOConfig(str(Path(out).parent/"trl"), learning_rate=a.dpo_lr, beta=a.dpo_beta, max_steps=2 if a.quick else a.steps, per_device_train_batch_size=recipe.batch["derta"], max_length=128, warmup_steps=5, seed=seed,
                      save_strategy="no", report_to="none", logging_steps=5, use_cpu=model.device.type=="cpu", bf16=False, gradient_checkpointing=False, disable_tqdm=True)
     tr = DPOTrainer(model, args=args, train_dataset=rows, processing_class=tok)
     tr.remove_callback(PrinterCallback)

@@ -33,7 +33,7 @@ _not  = (r"(?:can(?:no|')t|can (?:not|never)|could(?:n't| not)|(?:won|wouldn|sho
          rf"|(?:'m| am|'ve been| have been| was) (?:\w+ly |just |also )?(?:unable|forbidden|prohibited|(?:programmed|designed|trained|instructed|told|built|meant) (?:not|never)|not (?:\w+ly )?{_able})"
          r"|(?:do not|don't) (?:want|wish|intend|plan|feel (?:comfortable|right)))(?! wait\b)")
 _gap  = r"(?:,? [\w']+,?){0,4}?,?\s{1,3}(?:to )?"
-_help = (r"(?:help(?!\w*,? (?:but|it\b|myself|ourselves|(?:feel|think|wonder|notic|laugh|smil|lov|admir|fall|imagin|hop)\w*))|assist|aid(?:ing)?\b|provid|support(?:ing)?\b|do (?:that|this|so|it|such|anything)\b"
+_help = (r"(?:help(?!\w*,? (?:but|it\b|myself|ourselves|(?:feel|think|wonder|notic|laugh|smil|lov|admir|fall|imagin|hop)\w*))|assist|aid(?:ing)?\b|provid|support(?:ing)?\b|do (?:that|this|so|it|such)\b"
          r"|fulfil|compl[yi]|answer|giv(?:e|ing)\b(?! up| in)|offer|shar(?:e|ing)\b|explain(?! how (?:much|happy|grateful|sorry))|writ(?:e|ing)\b|creat(?:e|ing)\b|generat|produc|continu|go (?:on|along)\b"
          r"|participat|take part|engag|advi[sc]|recommend(?!\b[^.!?;]{0,40} enough)|condon|encourag|promot|discuss|describ|teach|tell you(?! how (?:much|happy|grateful))|respond|proceed|suggest"
          r"|be (?:a )?part (?:of|in|to)|be (?:of )?(?:able|assist|help|involved)|facilitat|guid(?:e|ing)\b|instruct|show you|accommodat|entertain|endors|disclos|reveal|divulg|supply|outlin|draft|compos|simulat|role"

@@ -63,7 +63,7 @@ def small(tmp_path_factory):
     tiny("llama").save_pretrained(d/"model"); t = tokenizer(); t.save_pretrained(d/"model")
     rows = [dict(prompt=f"t{i+20} t{i+30}", safe=f"Sorry t{i+9} t7", harmful=f"t{i+40} t{i+41} t{i+50} t8") for i in range(12)]
     (d/"triples.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (d/"recipe.yaml").write_text(f"data: {d}/triples.jsonl\nout: {d}/out\nmodel: {d}/model\nmode: full\nengine: fsdp2\nbatch: 2\nstep: 4\nepochs: 4\nheld_out: 0\nsave_steps: 3\nbudget: 0\ntrain:\n  logging_steps: 1\n")
+    (d/"recipe.yaml").write_text(f"data: {d}/triples.jsonl\nout: {d}/out\nmodel: {d}/model\nmax_length: 256\nmode: full\nengine: fsdp2\nbatch: 2\nstep: 4\nepochs: 4\nheld_out: 0\nsave_steps: 3\nbudget: 0\ntrain:\n  logging_steps: 1\n")
     return d
 
 
