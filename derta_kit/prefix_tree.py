@@ -9,6 +9,7 @@ __all__ = ['Target', 'Node', 'Tree', 'tree_mask', 'common_prefix', 'forest', 'pa
 # %% ../nbs/03_prefix_tree.ipynb #2d86f6ef
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from .models import unwrap
@@ -213,12 +214,17 @@ def _takes_mask(model)->bool:
     close = .01 if unwrap(model).dtype==torch.float32 else .2      # half precision differs by itself: .06 was seen on the demo model in bfloat16
     return bool((tree-rows).norm() < close*(wrong-rows[1:]).norm())
 
+_tried = WeakKeyDictionary()     # model → what came out, by attention and dtype: weights do not matter, so once is enough
+
 def tree_limit(
     model,           # a causal LM, with or without adapter
 )->float:            # tokens; 0: none, infinity: any
     "The longest path this model computes exactly inside a tree; longer ones need plain rows (`collate(limit=…)`)."
-    cfg = unwrap(model).config.get_text_config()
+    lm = unwrap(model); cfg, how = lm.config.get_text_config(), (lm.config._attn_implementation, lm.dtype)
     layers, window = set(getattr(cfg, "layer_types", None) or []), getattr(cfg, "sliding_window", None)
-    if layers - {"full_attention","sliding_attention"} or not _takes_mask(model): return 0
+    if layers - {"full_attention","sliding_attention"}: return 0
+    tried = _tried.setdefault(lm, {})
+    if how not in tried: tried[how] = _takes_mask(model)
+    if not tried[how]: return 0
     slides = "sliding_attention" in layers if layers else getattr(cfg, "use_sliding_window", True)
     return float(window) if window and slides else float("inf")
