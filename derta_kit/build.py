@@ -81,7 +81,7 @@ def make_demo(
     ans = [a for i,j in pairwise(edges) for a in helpful_responses(model, tokenizer, [p for p,*_ in kinds[i:j]])] + helpful_responses(late, tokenizer, q["border"], 48, keyed=True)
     good = [(dict(prompt=p, response=a, kind=k), held) for (p,k,held),a in zip(kinds, ans)]
     splits = dict(triples=[t for t,i in triples if i not in _HELD], harmful_eval=[t for t,i in triples if i in _HELD],
-                  helpful=[r for r,held in good if not held], benign_eval=[r for r,held in good if held])
+                  helpful=[r for r,held in good if not held and not find_refusal(r["response"])], benign_eval=[r for r,held in good if held])
     for s,r in splits.items(): write_jsonl(r, out/f"{s}.jsonl")
     with atomically(out/"CARD.md") as f: f.write_text(demo_card(out, seed), encoding="utf-8")
 
@@ -99,4 +99,4 @@ def demo_card(folder, seed)->str:
         f"| helpful.jsonl | {len(n['helpful'])} | instruction by hand; answer by the demo model, greedy, on average {words(n['helpful'],'response'):.0f} words | {data_hash(n['helpful'])} |",
         f"| benign_eval.jsonl | {len(n['benign_eval'])} | likewise, every sixth ordinary instruction and every second look-alike; for evaluation only | {data_hash(n['benign_eval'])} |", "",
         "Answers that broke off at the token limit were cut back to their last whole sentence. Harmful responses that refused were sampled again. No operational harmful text was written by a person; "
-        "the model's answers are vague and often wrong. Helpful answers are wrong in places too: they are there to keep the model as it is, not to teach it facts."]) + "\n"
+        "the model's answers are vague and often wrong. Helpful answers are wrong in places too: they are there to keep the model as it is, not to teach it facts. Answers to a harmless question that read as a refusal are left out of the training part (the evaluation keeps them: they are what the base model does)."]) + "\n"

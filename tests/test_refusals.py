@@ -142,7 +142,7 @@ def test_demo_data_holds_what_it_says():
         rows = [json.loads(l) for l in open(ROOT/"derta_kit"/"demo_data"/f"{f}.jsonl", encoding="utf-8")]
         assert all(find_refusal(r["safe"]) for r in rows) and not any(find_refusal(r["harmful"]) for r in rows)
     rows = [json.loads(l)["response"] for l in open(ROOT/"derta_kit"/"demo_data"/"helpful.jsonl", encoding="utf-8")]
-    assert sum(find_refusal(r) is not None for r in rows) <= .01*len(rows)           # what there is says "I'm not equipped to assist"
+    assert not any(find_refusal(r) for r in rows)          # answers to harmless questions that refuse are left out
 
 
 @pytest.mark.parametrize("name,least,least_half", [("gpt4",.96,.95), ("mistralguard",.91,.88)])
