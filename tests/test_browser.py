@@ -6,7 +6,7 @@ from conftest import ROOT
 
 play = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROME = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.skipif(not CHROME, reason="no Chromium on this machine; Debian's package is called chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.skipif(not CHROME, reason="no Chromium on this machine; Debian's package is called chromium")]
 ARTIFACTS, PATIENCE = ROOT/"tests"/"artifacts", 180      # seconds that a slow machine may take for anything but running a whole notebook
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update --disable-sync".split()
 N = 64      # tokens of the guide's first explorer
