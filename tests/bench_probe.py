@@ -1,8 +1,8 @@
 "`make bench` for the probes: one forward pass against asking prefix by prefix, openers as branches against one by one, rollouts off one cache against separate generations."
-import json, resource, sys, time
+import json, sys, time
 import numpy as np, torch
 from derta_kit.data import demo_data
-from bench import put
+from bench import from_here, put, resident
 from derta_kit.models import generate, load, prompt_ids, text_ids
 from derta_kit.probe import refusal_curve, refusal_curves, rollouts
 from derta_kit.refusals import refusal_token_id
@@ -40,7 +40,8 @@ def main(path=None):
     at = list(range(0, 128, 8)); ours, said = timed(lambda: rollouts(model, tok, row["prompt"], r, at, 32), 1)
     plain, want = timed(lambda: [generate(model, tok, [q+r[:k]], 32)[0] for k in at], 1)
     out["rollouts_times_faster"] = plain/ours; out["rollouts_same_text"] = float(np.mean([a.text==b for a,b in zip(said, want)]))
-    peak = lambda n: (refusal_curves(model, tok, [(row["prompt"], text)]*n, max_tokens=64, batch_tokens=1024), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)[1]      # MB on Linux
+    peak = lambda n: (refusal_curves(model, tok, [(row["prompt"], text)]*n, max_tokens=64, batch_tokens=1024), resident("VmHWM")/2**20)[1]
+    from_here()
     for n in (16, 64, 128): out[f"peak_mb_{n}_responses"] = peak(n)
     for k,v in out.items(): print(f"{k}: {v:.1f}")
     if path: put(path, "probe", out)

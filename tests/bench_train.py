@@ -1,12 +1,12 @@
 """Training: the tree layout against the method as its authors run it (two rows a triple, padded to the batch's longest, float32 logits at every position).
 
 Same triples, same model, same optimiser, the same loss (checked). Times are taken in turn in one process, peaks of memory each in a process of its own."""
-import json, multiprocessing as mp, random, resource, sys, threading, time
+import gc, json, multiprocessing as mp, random, sys, threading, time
 from pathlib import Path
 import numpy as np, torch
 from derta_kit.data import demo_data
 from derta_kit.loss import tree_loss
-from bench import put
+from bench import from_here, put, resident
 from derta_kit.models import load, prompt_ids, response_end, text_ids, unwrap
 from derta_kit.objectives import MLE, RTO, objective, triple_tree
 from derta_kit.prefix_tree import collate
@@ -68,9 +68,9 @@ def in_turn(fs, rounds=3):
 def _peak(put, arm, mix, cuts, n):
     torch.set_num_threads(THREADS); model, tok, opt = model_and_optimiser(); trees = trees_of(tok, mix, cuts, n)
     step(model, opt, ARMS[arm], trees[:1])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect(); from_here(); before = resident()
     step(model, opt, ARMS[arm], trees)
-    put.put((before*1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024))
+    put.put((before, resident("VmHWM")))
 
 
 def peak(arm, mix, cuts=1, n=N):
@@ -155,9 +155,9 @@ def _grown(put, length, cuts, batch, vocab, rounds):
     ids = lambda n: [rng.randrange(3, vocab) for _ in range(n)]
     r = max(4, length//8)
     trees = [triple_tree(ids(length//8), ids(r), ids(length-length//8-r), 9, objective("derta", cuts=cuts, max_length=4*length), rng) for _ in range(batch)]
-    step(model, opt, ours(None), trees[:1]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; times = []
+    step(model, opt, ours(None), trees[:1]); gc.collect(); from_here(); before = resident(); times = []
     for i in range(rounds): t = time.perf_counter(); step(model, opt, ours(None), trees); times.append(time.perf_counter()-t)
-    put.put((float(np.median(times)), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)*1024))
+    put.put((float(np.median(times)), resident("VmHWM")-before))
 
 
 AXES = dict(length=(64, 128, 256, 512, 1024), cuts=(1, 2, 4, 8, 16), batch=(2, 4, 8, 16, 32), vocab=(8192, 16384, 32768, 65536, 131072))
