@@ -79,6 +79,7 @@ def write_jsonl(
             gaps = [k for k in ("safe","harmful") if r.get(k)==""]
             f.write(json.dumps({**{k:v for k,v in r.items() if k not in gaps}, **(dict(missing=gaps) if gaps else {})}, ensure_ascii=False) + "\n")
 
+# %% ../nbs/02_data.ipynb #dd79b555
 def read_jsonl(path)->Dataset:
     "Any JSON Lines file of ours as a Dataset, its bad lines named."
     out = []
@@ -87,6 +88,7 @@ def read_jsonl(path)->Dataset:
         out.append(row)
     return Dataset.from_list(out)
 
+# %% ../nbs/02_data.ipynb #438a8906
 def data_hash(
     ds,         # a Dataset or a list of dicts
 )->str:         # 16 hexadecimal digits

@@ -40,6 +40,7 @@ def preference_rows(triples):
             if not t[c]: raise ValueError(f"row {i}: no {c}; complete it first")
         yield dict(prompt=say("user", t["prompt"]), chosen=say("assistant", t["safe"]), rejected=say("assistant", t["harmful"]))
 
+# %% ../nbs/04b_export.ipynb #3954823f
 def completion_rows(
     triples, tokenizer,
     seed:int=0,

@@ -31,6 +31,7 @@ GATES = dict(
 
 _ENDS = tuple(".!?…:)]\"'”’*`。！？")
 
+# %% ../nbs/03d_gates.ipynb #2aad0287
 def row_gates(
     row:dict,              # prompt, safe, harmful
     min_harmful:int=10,    # words
@@ -50,6 +51,7 @@ def row_gates(
 _PERM, _SEED = 96, 42
 
 def _shingles(text):
+    "Words and pairs of words as a list, repeats and all, which is what MinHash takes."
     w = re.findall(r"\w+", text.lower())
     return [*w, *map(" ".join, zip(w, w[1:]))] or [text]
 
@@ -57,8 +59,15 @@ def shingles(text:str)->set:
     "Words and pairs of neighbouring words, in lower case."
     return {*_shingles(text)}
 
-def jaccard(a:set, b:set)->float: return len(a & b)/len(a | b)
+# %% ../nbs/03d_gates.ipynb #6ebb3909
+def jaccard(
+    a:set,     # of `shingles`
+    b:set,     # of `shingles`
+)->float:      # 0 … 1
+    "How much two sets have in common: what both hold of what either holds."
+    return len(a & b)/len(a | b)
 
+# %% ../nbs/03d_gates.ipynb #fdb57aec
 def _alike(marks, lo, hi, least):
     "Numbers i·n+j of rows i whose marks agree with those of an earlier row j from `lo` to `hi`, and in `least` of all places. j is the first such row, or the last."
     n, mix = len(marks), np.random.default_rng(_SEED).integers(1, 2**63, hi-lo, dtype=np.uint64)
@@ -113,6 +122,7 @@ class Contamination:
             for j in range(len(w)-k+1):
                 if (i := self.runs.get(tuple(w[j:j+k]))) is not None: return *self.names[i], jaccard(s, self.sets[i])
 
+# %% ../nbs/03d_gates.ipynb #3ca8624c
 def evaluation_sets(more=None)->dict:
     "Prompts the kit evaluates on by default, and those of `more` (name → prompts)."
     dd = demo_data()
@@ -131,22 +141,11 @@ class Gated:
     def __repr__(self): return self.table.to_string()
     def _repr_html_(self): return self.table.to_html(float_format="{:.1%}".format)
 
-DROP = ("missing", "refuses", "complies", "short", "duplicate")
-
-def gate(
-    ds,                    # triples
-    drop=DROP,             # gates whose rows are dropped; the others are only reported
-    sets=None,             # evaluation sets: name → prompts; default: those of the demo
-    out=None,              # folder: gates.json, and dropped.jsonl with the reasons
-    show_harmful:bool=False,  # leave r̂ readable in dropped.jsonl
-    threshold:float=.8,    # near-duplicates
-    desc:str|None=None,
-    **kwargs               # of `row_gates`
-)->Gated:
-    "Flag every row by every gate, drop what `drop` names, and say so."
-    if wrong := set(drop)-set(GATES): raise ValueError(f"no gate is called {', '.join(sorted(wrong))}; there are {', '.join(GATES)}")
-    seen, flags, why = Contamination(evaluation_sets() if sets is None else sets), {}, {}
-    bar, i = tqdm(total=len(ds), desc=desc and f"{desc}: rows", disable=desc is None, unit="row"), 0
+# %% ../nbs/03d_gates.ipynb #64708d7b
+def _flags(ds, seen, threshold, desc, **kwargs):
+    "(row number → names of the gates it does not pass, row number → what it repeats or gives away)."
+    flags, why, i = {}, {}, 0
+    bar = tqdm(total=len(ds), desc=desc and f"{desc}: rows", disable=desc is None, unit="row")
     for b in ds.iter(2000):
         for p,s,h in zip(b["prompt"], b["safe"], b["harmful"]):
             f = row_gates(dict(prompt=p, safe=s, harmful=h), **kwargs)
@@ -158,11 +157,34 @@ def gate(
     def text(s): b = ds[s]; return [f"{p}\n{h}" for p,h in zip(b["prompt"], b["harmful"])]
     for i,j in near_duplicates(text, len(ds), threshold, desc=desc and f"{desc}: near-duplicates").items():
         flags.setdefault(i, []).append("duplicate"); why.setdefault(i, f"row {j}")
-    dropped = sorted(i for i,f in flags.items() if set(f) & set(drop))
+    return flags, why
+
+# %% ../nbs/03d_gates.ipynb #88d89305
+def _table(flags, dropped, drop, n):
+    "A row a gate: how many of `n` rows it flags, and how many of those are dropped."
     count = lambda g, rows: sum(g in flags[i] for i in rows)
     t = pd.DataFrame([dict(gate=g, meaning=m, flagged=count(g, flags), dropped=count(g, dropped) if g in drop else 0) for g,m in GATES.items()]).set_index("gate")
-    t.loc["any of them"] = ["", len(flags), len(dropped)]; t["of all"] = t.flagged/max(1, len(ds))
-    gone = set(dropped)
+    t.loc["any of them"] = ["", len(flags), len(dropped)]; t["of all"] = t.flagged/max(1, n)
+    return t
+
+# %% ../nbs/03d_gates.ipynb #ea469dee
+DROP = ("missing", "refuses", "complies", "short", "duplicate")
+
+def gate(
+    ds,                    # triples, as `data.read_triples` gives them
+    drop=DROP,             # gates whose rows are dropped; the others are only reported
+    sets=None,             # evaluation sets: name → prompts; default: those of the demo
+    out=None,              # folder: gates.json, and dropped.jsonl with the reasons
+    show_harmful:bool=False,  # leave r̂ readable in dropped.jsonl
+    threshold:float=.8,    # Jaccard similarity of near-duplicates, 0 … 1
+    desc:str|None=None,    # shown beside the progress bars; no bars without it
+    **kwargs               # of `row_gates`
+)->Gated:
+    "Flag every row by every gate, drop what `drop` names, and say so; `ValueError` for a name that no gate has."
+    if wrong := set(drop)-set(GATES): raise ValueError(f"no gate is called {', '.join(sorted(wrong))}; there are {', '.join(GATES)}")
+    flags, why = _flags(ds, Contamination(evaluation_sets() if sets is None else sets), threshold, desc, **kwargs)
+    dropped = sorted(i for i,f in flags.items() if set(f) & set(drop))
+    t, gone = _table(flags, dropped, drop, len(ds)), set(dropped)
     kept = ds.select([i for i in range(len(ds)) if i not in gone]) if gone else ds
     if out is not None:
         write_jsonl((dict(row=i, why=flags[i], note=why.get(i,""), **{**ds[i], "harmful": redact(ds[i]["harmful"], show_harmful)}) for i in dropped), Path(out)/"dropped.jsonl")

@@ -55,6 +55,7 @@ def as_forward(module, f):
         if was is None: del module.forward
         else: module.forward = was
 
+# %% ../nbs/05_loss.ipynb #b5e34df7
 def target_logprobs(
     model,
     batch:dict,        # from `prefix_tree.collate`
@@ -90,6 +91,7 @@ def router_logits(model):
     finally:
         if keep: keep.remove()
 
+# %% ../nbs/05_loss.ipynb #2983f3d3
 def real_tokens(batch)->torch.Tensor:
     "1 where a row holds a token, 0 where it is padded; long [B, L]."
     m = batch["attention_mask"]
@@ -97,6 +99,7 @@ def real_tokens(batch)->torch.Tensor:
     used = (m[:,0].sum(1) > 1) | (m[:,0].sum(2) > 1)           # sees another, or is seen by one
     return used.flip(1).cummax(1).values.flip(1).long()
 
+# %% ../nbs/05_loss.ipynb #d5f2c199
 def router_loss(
     lm,                # a causal LM with experts, unwrapped
     logits:tuple,      # of each layer's router, [B·L, experts]

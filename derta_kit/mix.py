@@ -19,6 +19,7 @@ def _exchange(r, field):
     if len(t) < 2 or (t[0][0], t[1][0]) != ("user","assistant"): raise r.error(field, f"expected a message by the user, then one by the assistant, found {', '.join(x[0] for x in t[:3]) or 'none'}")
     return t[0][1], t[1][1], len(t)-2
 
+# %% ../nbs/02b_mix.ipynb #a7eb21b8
 def _completion(r):
     "prompt–completion, plain or conversational."
     if isinstance(r.row["prompt"], str): return r.text("prompt"), r.text("completion"), 0
@@ -26,6 +27,7 @@ def _completion(r):
     if not p or p[-1][0]!="user": raise r.error("prompt", "the last message is not by the user")
     return p[-1][1], c[0][1], len(p)-1
 
+# %% ../nbs/02b_mix.ipynb #035b20e7
 _PAIRS = {   # name: (columns that tell it, reader)
     "messages": ({"messages"}, lambda r: _exchange(r, "messages")),
     "ShareGPT": ({"conversations"}, lambda r: _exchange(r, "conversations")),
@@ -34,6 +36,7 @@ _PAIRS = {   # name: (columns that tell it, reader)
     "Alpaca": ({"instruction","output"}, lambda r: (_instruction(r), r.text("output"), 0)),
 }
 
+# %% ../nbs/02b_mix.ipynb #0dbb5576
 def read_pairs(
     source,                   # as in `read_triples`
     kind:str="helpful",       # what rows without a column `kind` are called, for `mixed`
@@ -63,6 +66,7 @@ def read_pairs(
     if not len(ds): raise DataError(source if not isinstance(source, (list,Dataset)) else "rows", None, None, "holds no pair")
     return ds
 
+# %% ../nbs/02b_mix.ipynb #c8c59700
 def _pair_layout(r, columns):
     if columns:
         if {*columns} != {"prompt","response"}: raise ValueError(f"columns={columns}: name the columns for prompt and response")
@@ -87,6 +91,7 @@ def mixed(
         out += mine*int(times) + mine[:round(len(mine)*(times % 1))]
     return out
 
+# %% ../nbs/02b_mix.ipynb #bf3932dd
 def mixture(
     parts:dict,       # name → (rows, weight)
     n:int,            # rows in all

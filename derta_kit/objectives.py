@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'HELPFUL', 'MLE', 'RTO', 'OBJECTIVES', 'Objective', 'objecti
 import math, random
 from dataclasses import dataclass, replace
 from itertools import repeat
+from fastcore.basics import patch
 from .models import prompt_ids, response_end, text_ids
 from .prefix_tree import Target, Tree, collate
 from .refusals import refusal_token_id
@@ -67,6 +68,7 @@ def _keep(targets, n, rng, share):
 # %% ../nbs/04_objectives.ipynb #f65859b9
 def _targets(ids, weight, kind): return list(map(Target._make, zip(range(len(ids)), ids, repeat(weight), repeat(kind))))
 
+# %% ../nbs/04_objectives.ipynb #a6dca161
 def triple_tree(
     q:list, r:list, h:list,   # token ids of prompt, safe response with its end, harmful response without
     refusal:int,              # the refusal token's id
@@ -85,6 +87,7 @@ def triple_tree(
     for k in ks: t.add(r[:-1], hn, k, _targets(r, o.mle_weight, MLE))
     return t
 
+# %% ../nbs/04_objectives.ipynb #02bd96d9
 def sft_tree(
     q:list, r:list,        # token ids of prompt and response with its end
     max_length:int=512,
@@ -123,6 +126,7 @@ def _column(rows, name):
     "All values of a column, of a list of rows or of a `Dataset` that may be larger than memory."
     return (x for b in rows.select_columns([name]).iter(2000) for x in b[name]) if hasattr(rows, "select_columns") else (r[name] for r in rows)
 
+# %% ../nbs/04_objectives.ipynb #5c83dd8e
 class TreeDataset:
     "Trees of triples and helpful pairs, by row; redrawn each epoch. Text becomes tokens when a row is asked for, so a `Dataset` on disk stays there."
     def __init__(self,
@@ -139,23 +143,33 @@ class TreeDataset:
             for i,x in enumerate(_column(triples, c)):
                 if not x: raise ValueError(f"triple {i} has no {c}; fill it in first, with derta_kit.complete or derta_data complete")
 
-    def _pair(self, t):
-        if self.o.recipe!="paper": return prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["response"])+self.end
-        bos = [self.tok.bos_token_id] if self.tok.bos_token_id is not None else []
-        return bos+text_ids(self.tok, f"[INST] {t['prompt']} [\\INST]"), text_ids(self.tok, " "+t["response"])+self.end
+    def set_epoch(self,
+        epoch:int,     # of training, from 0
+    ):
+        "Draw cuts anew, for this epoch; the Trainer calls it."
+        self.epoch = epoch
 
-    def set_epoch(self, epoch:int): self.epoch = epoch
     def __len__(self): return len(self.triples)+len(self.helpful)
 
-    def __getitem__(self, n)->Tree:
-        i, use = (n, "triple") if n < len(self.triples) else (n-len(self.triples), "helpful")
-        rng = random.Random(f"{self.seed}/{self.epoch}/{n}")
-        try:
-            if use=="helpful": return sft_tree(*self._pair(self.helpful[i]), self.o.max_length)
-            t = self.triples[i]
-            if self.o.recipe=="paper": return paper_tree(self.tok, t, i, self.o, random.Random(f"{self.seed}/{n}"))
-            return triple_tree(prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["safe"])+self.end, text_ids(self.tok, t["harmful"]), self.refusal, self.o, rng)
-        except ValueError as e: raise ValueError(f"{use} {i}: {e}") from None
+# %% ../nbs/04_objectives.ipynb #60e00df0
+@patch
+def _pair(self:TreeDataset, t):
+    "Token ids of a helpful pair, in the chat template or in the release's form."
+    if self.o.recipe!="paper": return prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["response"])+self.end
+    bos = [self.tok.bos_token_id] if self.tok.bos_token_id is not None else []
+    return bos+text_ids(self.tok, f"[INST] {t['prompt']} [\\INST]"), text_ids(self.tok, " "+t["response"])+self.end
+
+@patch
+def __getitem__(self:TreeDataset, n)->Tree:
+    "The tree of row `n`: triples first, then helpful pairs."
+    i, use = (n, "triple") if n < len(self.triples) else (n-len(self.triples), "helpful")
+    rng = random.Random(f"{self.seed}/{self.epoch}/{n}")
+    try:
+        if use=="helpful": return sft_tree(*self._pair(self.helpful[i]), self.o.max_length)
+        t = self.triples[i]
+        if self.o.recipe=="paper": return paper_tree(self.tok, t, i, self.o, random.Random(f"{self.seed}/{n}"))
+        return triple_tree(prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["safe"])+self.end, text_ids(self.tok, t["harmful"]), self.refusal, self.o, rng)
+    except ValueError as e: raise ValueError(f"{use} {i}: {e}") from None
 
 # %% ../nbs/04_objectives.ipynb #d22b30ff
 @dataclass

@@ -111,6 +111,7 @@ def forest(trees, share:int)->Tree:
             else: out.add(x.ids, x.parent+base if x.parent>=0 else -1, x.at, x.targets)
     return out
 
+# %% ../nbs/03_prefix_tree.ipynb #f3f8d11e
 def pack(
     trees:list,
     budget:int,        # tokens a row; a longer tree gets a row of its own
@@ -146,6 +147,7 @@ def _marks(trees, L):
             while x.parent >= 0: sees[b,n,x.parent] = x.at; x = t.nodes[x.parent]
     return dict(node=node, at=at, sees=sees)
 
+# %% ../nbs/03_prefix_tree.ipynb #d143afba
 def block_mask(
     batch:dict,      # from `collate(blocks=True)`
 )->BlockMask:        # [B, 1, L, L]
@@ -214,6 +216,7 @@ def _takes_mask(model)->bool:
     close = .01 if unwrap(model).dtype==torch.float32 else .2      # half precision differs by itself: .06 was seen on the demo model in bfloat16
     return bool((tree-rows).norm() < close*(wrong-rows[1:]).norm())
 
+# %% ../nbs/03_prefix_tree.ipynb #46190ddc
 _tried = WeakKeyDictionary()     # model → what came out, by attention and dtype: weights do not matter, so once is enough
 
 def tree_limit(

@@ -76,6 +76,7 @@ def _rows_list(path, data):
         elif s[i:i+1] != "]": yield (at := s.count("\n", 0, i)+1), DataError(path, at, None, "not valid JSON: expected a comma or the end of the list; was the file cut off?"); return
     if (i := _BLANK.match(s, i+1).end()) < len(s): yield (at := s.count("\n", 0, i)+1), DataError(path, at, None, "not valid JSON: something follows the end of the list")
 
+# %% ../nbs/01b_records.ipynb #0e31e395
 def _rows_json(path, f):
     "(line, row or DataError) of JSON Lines, of one list, or of an object around one list of rows."
     start = f.peek(4096)[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -108,6 +109,7 @@ def _rows_csv(path, f, sep):
             line = rows.line_num+1
     finally: csv.field_size_limit(was); text.detach()
 
+# %% ../nbs/01b_records.ipynb #d58b6db1
 def _rows_txt(path, f):
     "(line, row or DataError) of questions, one a line."
     for i,s in enumerate(f, 1):
@@ -128,6 +130,7 @@ def _rows(path, f):
     if kind==".txt": return _rows_txt(path, f)
     return _rows_json(path, f) if "json" in kind else _rows_csv(path, f, "\t" if kind==".tsv" else ",")
 
+# %% ../nbs/01b_records.ipynb #74ba7acd
 def file_rows(path):
     "Yield (line, row or DataError) for each row of a file, compressed or not. What goes wrong inside a parser is a `DataError` too."
     path, n = Path(path), 0
@@ -157,6 +160,7 @@ def _folder(p, split):
     if other: warnings.warn(f"{p}: not of the split {split!r} and left out: {', '.join(f.name for f in other)[:300]}", stacklevel=3)
     return [f for f in found if f not in other]
 
+# %% ../nbs/01b_records.ipynb #1e15d5e3
 def _from_hub(name, split):
     "A split of a hub data set; from the cache alone where the hub does not answer."
     was = datasets.config.HF_HUB_OFFLINE
@@ -199,6 +203,7 @@ def _spool():
         atexit.register(shutil.rmtree, _spool.dir, ignore_errors=True)
     return Path(_spool.dir)
 
+# %% ../nbs/01b_records.ipynb #1e6057bc
 def table(
     rows,               # iterable of dicts with text in every column
     columns,            # their names
