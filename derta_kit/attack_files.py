@@ -27,6 +27,7 @@ def _joined(prompts, questions):
         if -i not in out and -j not in used: out[-i] = questions[-j]; used.add(-j)
     return [out[i] for i in range(len(prompts))]
 
+# %% ../nbs/10b_attack_files.ipynb #42a97bf5
 def matched(
     prompts:list[str],     # attack prompts
     questions:list[str],   # plain questions
@@ -97,6 +98,7 @@ def _behaviors(path, data, questions):
     if miss := [b for b in data if b not in known]: raise DataError(path, None, miss[0], f"this behavior id is not in questions ({len(miss)} of {len(data)} are not)")
     return known
 
+# %% ../nbs/10b_attack_files.ipynb #19c8838e
 def _entries(path, data, questions):
     "(attack or `None`, entries) of a file's content, by its layout."
     rows = data if isinstance(data, list) else []

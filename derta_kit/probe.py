@@ -8,6 +8,7 @@ __all__ = ['RefusalCurve', 'token_text', 'pair_ids', 'refusal_curves', 'refusal_
 # %% ../nbs/07_probe.ipynb #eee5ff1b
 import html, re
 from dataclasses import dataclass, replace
+from fastcore.basics import patch
 import numpy as np, pandas as pd, torch
 from transformers import DynamicCache
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -38,25 +39,30 @@ class RefusalCurve:
         d = dict(token=self.tokens, prob=self.prob, rank=self.rank, logp=self.logp)
         return pd.DataFrame(d if self.opener_mass is None else {**d, "opener_mass": self.opener_mass}).rename_axis("position")
 
-    def longer(self, token, read):
-        "The curve with one more position, as `talk` reads it."
-        add = lambda f: np.append(getattr(self, f), read[f])
-        return replace(self, tokens=[*self.tokens, token], prob=add("prob"), rank=add("rank"), logp=add("logp"), opener_mass=None, top=[*(self.top or []), *read["top"]])
+# %% ../nbs/07_probe.ipynb #f2bbe6e8
+@patch
+def longer(self:RefusalCurve, token, read):
+    "The curve with one more position, as `talk` reads it."
+    add = lambda f: np.append(getattr(self, f), read[f])
+    return replace(self, tokens=[*self.tokens, token], prob=add("prob"), rank=add("rank"), logp=add("logp"), opener_mass=None, top=[*(self.top or []), *read["top"]])
 
-    def plot(self, ax=None, **kwargs):
-        "P(refusal) along the response; returns the matplotlib axes."
-        import matplotlib.pyplot as plt
-        ax = ax or plt.subplots(figsize=(7,2.2), layout="constrained")[1]
-        ax.plot(self.prob, **{**dict(label=f'P("{self.word}")'), **kwargs})
-        if self.opener_mass is not None: ax.plot(self.opener_mass, ls="--", label="any opener")
-        ax.set(xlabel="tokens of the response seen", ylabel="probability", ylim=(-.03,1.03)); ax.spines[["top","right"]].set_visible(False)
-        ax.legend(frameon=False)
-        return ax
+# %% ../nbs/07_probe.ipynb #4030c6ff
+@patch
+def plot(self:RefusalCurve, ax=None, **kwargs):
+    "P(refusal) along the response; returns the matplotlib axes."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(7,2.2), layout="constrained")[1]
+    ax.plot(self.prob, **{**dict(label=f'P("{self.word}")'), **kwargs})
+    if self.opener_mass is not None: ax.plot(self.opener_mass, ls="--", label="any opener")
+    ax.set(xlabel="tokens of the response seen", ylabel="probability", ylim=(-.03,1.03)); ax.spines[["top","right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax
 
-    def _repr_html_(self):
-        "Tokens hidden, their background the probability; the table has the words."
-        cell = lambda t,p: f'<span title="{p:.3f}" style="background:rgba(37,99,235,{p:.2f});border:1px solid #8884;border-radius:3px;padding:0 1px;margin:1px;display:inline-block">{"▒"*min(6,max(1,len(t.strip())))}</span>'
-        return f"<div style='line-height:1.7'><b>{html.escape(self.prompt)}</b><br>" + "".join(map(cell, self.tokens, self.prob)) + "</div>"
+@patch
+def _repr_html_(self:RefusalCurve):
+    "Tokens hidden, their background the probability; the table has the words."
+    cell = lambda t,p: f'<span title="{p:.3f}" style="background:rgba(37,99,235,{p:.2f});border:1px solid #8884;border-radius:3px;padding:0 1px;margin:1px;display:inline-block">{"▒"*min(6,max(1,len(t.strip())))}</span>'
+    return f"<div style='line-height:1.7'><b>{html.escape(self.prompt)}</b><br>" + "".join(map(cell, self.tokens, self.prob)) + "</div>"
 
 # %% ../nbs/07_probe.ipynb #685987cc
 def _read_positions(logits_of, h, refusal, own, top=0, chunk=256):
@@ -159,6 +165,7 @@ def _trie(tokenizer, openers):
         for t in s: d = d.setdefault(t, {})
     return root
 
+# %% ../nbs/07_probe.ipynb #a8cc21fa
 def _branch(tree, node, at, trie, seen, ends):
     "Hang a trie off `node`; `ends` collects, for each opener, which targets multiply to its probability."
     for tid, sub in trie.items():
@@ -166,6 +173,7 @@ def _branch(tree, node, at, trie, seen, ends):
         if sub: _branch(tree, tree.add([tid], node, at), 1, sub, mine, ends)
         else: ends.append(mine)
 
+# %% ../nbs/07_probe.ipynb #065879df
 def _opener_mass(model, tokenizer, q, r, openers, limit, step=24):
     "[T] probability of any opener at each position of `r`; `step` positions in one forward pass."
     trie, out = _trie(tokenizer, openers), []

@@ -43,10 +43,12 @@ def _model(file):
     if how == " vanilla" and "70b" in f: how = " vanilla (6K)"
     return f"LLaMA3-{'70B' if '70b' in f else '8B'}{'-Instruct' if 'instruct' in f else ''}{how}"
 
+# %% ../nbs/10d_published.ipynb #c40783ca
 def squeeze(text:str)->str:
     "`text` without whitespace: what detokenising leaves alone."
     return "".join(text.split())
 
+# %% ../nbs/10d_published.ipynb #9524d2cb
 def _items(path):
     "What a file of JSON or of JSON Lines lists."
     text = path.read_text(encoding="utf-8")

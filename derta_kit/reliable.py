@@ -55,6 +55,7 @@ class Preempted(SystemExit):
     "The run was told to leave (SIGTERM) and has saved a checkpoint."
     def __init__(self, step): self.step = step; super().__init__(REQUEUE)
 
+# %% ../nbs/06e_reliable.ipynb #90768e9f
 class LeaveOnSigterm(TrainerCallback):
     "At SIGTERM: finish the step in all processes, save, stop, and raise `Preempted` at the end."
     def __init__(self): self.told, self.was = False, None

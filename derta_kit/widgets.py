@@ -61,6 +61,7 @@ def _button(self:Explorer, text, tip, f):
     b.on_click(lambda _: self._try(f))
     return b
 
+# %% ../nbs/09b_widgets.ipynb #76a8a486
 @patch
 def _controls(self:Explorer):
     "The ipywidgets around the strip."
@@ -116,6 +117,7 @@ def measure(self:Explorer, prompt:str, response:str)->Comparison:
     self.depth.max = len(self.ids); self.depth.value = min(self.depth.value, len(self.ids))
     return c
 
+# %% ../nbs/09b_widgets.ipynb #68f51bb7
 @patch
 def _draw(self:Explorer, **kwargs):
     "Send what there is to the strip."
@@ -181,6 +183,7 @@ def start(self:Explorer,
     self._stop.clear()
     self._thread = threading.Thread(target=self._talk, args=(name, at, list(forced), most), daemon=True); self._thread.start()
 
+# %% ../nbs/09b_widgets.ipynb #e9ba2f94
 @patch
 def _talk(self:Explorer, name, at, forced, most, pause=.06):
     "The thread of `start`; draws at most once in `pause` seconds."
@@ -229,6 +232,7 @@ def png(self:Explorer, path=None)->bytes:
         with atomically(path) as p: p.write_bytes(out.getvalue())
     return out.getvalue()
 
+# %% ../nbs/09b_widgets.ipynb #7d258e80
 @patch
 def to_frame(self:Explorer)->pd.DataFrame:
     "A row a model and position."
