@@ -79,6 +79,7 @@ def cases(a:Ablation)->list:
     fine = dd["benign_eval"].select(np.linspace(0, len(dd["benign_eval"])-1, 1 if a.quick else a.harmless).astype(int)).to_list()
     return [*attack("none", rows), *attack("prefill", rows, depths=(a.depth,), opener=None), *attack("completing", rows), *attack("code", rows), *harmless_cases(fine)]
 
+# %% ../nbs/13d_ablation.ipynb #c6744106
 def slim(e:Evaluation, seed:int)->pd.DataFrame:
     "The rows of an evaluation without any text but the questions: what is kept and shown."
     keep = ["model","attack","setting","question","n","ended","refused","word","stutter","stopped","unsafe","error","case"]
@@ -113,6 +114,7 @@ def run_ablation(
     print(table4(rows).to_string(), f"\n\n{time.time()-t0:.0f} s. Rows and figures: {out}")
     return rows
 
+# %% ../nbs/13d_ablation.ipynb #8c0910da
 def load_ablation(path)->tuple:    # (rows, record)
     "What `run_ablation` kept."
     d = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -132,12 +134,14 @@ def table4(rows:pd.DataFrame)->pd.DataFrame:
         out.setdefault(NAMES.get(m, m), {})[k] = f"{cell(r)} [{seeds}]" + (f" paper {p:g}" if p is not None else "")
     return pd.DataFrame(out).T.fillna("–")
 
+# %% ../nbs/13d_ablation.ipynb #67b20a77
 def against_vanilla(rows:pd.DataFrame)->pd.DataFrame:
     "Points of attack success that each model differs from vanilla, paired by seed and case, bootstrap over questions."
     out = [paired(rows, m, "vanilla").assign(model=NAMES.get(m, m)) for m in rows.model.unique() if m!="vanilla"]
     d = pd.concat(out); d["points"] = [f"{100*x:+.0f} ({100*l:+.0f} to {100*h:+.0f})" for x,l,h in zip(d.difference, d.low, d.high)]
     return d.pivot(index="model", columns="attack", values="points").reindex(index=d.model.unique(), columns=d.attack.unique()).rename_axis(index=None, columns=None)
 
+# %% ../nbs/13d_ablation.ipynb #55f0799b
 def ablation_figure(rows:pd.DataFrame)->Figure:
     "Table 4 as bars, Figure 4 (where refusals stand) and Figure 5 (DPO beside vanilla and DeRTa)."
     fig, (a,b,c) = plt.subplots(1, 3, figsize=(15,4), width_ratios=(1.5,1.1,1), layout="constrained")

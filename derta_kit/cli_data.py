@@ -214,6 +214,7 @@ From questions alone:
   derta_data card gated/triples.jsonl --out gated
   derta_train gated/triples.jsonl runs/mine"""
 
+# %% ../nbs/14a_data_cli.ipynb #be4c1811
 def derta_data(
     argv=None,     # default: those of the command line
 ):

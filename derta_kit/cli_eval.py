@@ -29,6 +29,7 @@ def _model(spec, retries=6):
         return name, Endpoint(url, m, retries=retries)
     return name, folder(what)
 
+# %% ../nbs/14c_eval_cli.ipynb #717157e0
 def _questions(source, n):
     "Rows with prompt (and harmful, where there is one) of a file, or the demo's held-out ones."
     from derta_kit.data import demo_data
@@ -78,6 +79,7 @@ def eval_run(
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, curves=curves, slots=slots)
     print(asr_table(e.rows).to_string(), f"\n\nThe report: {write_page(e, show_harmful=show_harmful)}")
 
+# %% ../nbs/14c_eval_cli.ipynb #3af547c9
 def eval_page(
     run:str,                   # folder of a finished run
     against:str="",            # the model that the others are compared with
@@ -110,6 +112,7 @@ def eval_ablation(
     from derta_kit.ablation import Ablation, run_ablation
     run_ablation(out, Ablation(tuple(int(s) for s in seeds.split(",")), questions, first=first, steps=steps, max_new_tokens=12 if quick else max_new_tokens, quick=quick), show_harmful)
 
+# %% ../nbs/14c_eval_cli.ipynb #01489816
 def eval_demo(
     adapter:str="",            # folder of an adapter
     model:str="demo",          # "demo", a hub id, or a folder

@@ -31,6 +31,7 @@ def _parser():
     p.add_argument("--offload", action="store_true", help="with --plan: weights and optimiser in the host's memory")
     return p
 
+# %% ../nbs/14b_train_cli.ipynb #e59f1e48
 def parse(argv):
     "(recipe, other options) of a command line."
     a = vars(_parser().parse_args(argv))
@@ -47,6 +48,7 @@ def _data(r):
     triples, pairs = read_triples(r.data), read_pairs(r.helpful) if r.helpful else []
     return triples, pairs, len(triples)-min(r.held_out, len(triples)//2)
 
+# %% ../nbs/14b_train_cli.ipynb #adeabec2
 def _fit(r, args, triples, pairs, n):
     "Train with trees, and return the trainer."
     from derta_kit import models, objectives as O, recipes as R, reliable as S, train as T
@@ -58,6 +60,7 @@ def _fit(r, args, triples, pairs, n):
     held = O.TreeDataset(tok, triples.select(range(n, len(triples))), o=o, seed=r.seed) if n < len(triples) else None
     return T.fine_tune(m, tok, train, r.out, held, callbacks=[S.LeaveOnSigterm()], watch=[S.FiniteGradients], **{**dict(eval_strategy="steps" if held else "no", eval_steps=50), **args})
 
+# %% ../nbs/14b_train_cli.ipynb #8d18468b
 def _prefer(r, args, triples, n):
     "Train with preferences (DPO), and return the trainer."
     from derta_kit import models, recipes as R, reliable as S
@@ -90,6 +93,7 @@ def run_recipe(
         print(f"written: {r.out}")
     return tr
 
+# %% ../nbs/14b_train_cli.ipynb #4ea42646
 def _plan(r, device, devices, memory, offload):
     "The plan of a recipe, with the lengths and the number of its rows where its data can be read."
     from derta_kit.plan import plan
@@ -100,6 +104,7 @@ def _plan(r, device, devices, memory, offload):
     except OSError as e: print(f"(hours are for a thousand steps of half-long rows: {e})\n", file=sys.stderr)
     return plan(r, devices or int(os.environ.get("WORLD_SIZE", 1)), device, memory, rows, mean, offload)
 
+# %% ../nbs/14b_train_cli.ipynb #e5191cf9
 def derta_train(
     argv=None,     # default: those of the command line
 ):

@@ -42,27 +42,43 @@ class Answer:
     ended:bool=True   # by itself; else it was cut off
     error:str=""      # why there is no text
 
+# %% ../nbs/03c_complete.ipynb #1847dc37
+def _database(path, table, use, instead, timeout=5.):
+    "An SQLite file with one table, in which every write is whole and on disk when it is done; several processes may share it."
+    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=timeout)
+        db.execute("pragma journal_mode=wal"); db.execute("pragma synchronous=normal")
+        db.execute(f"create table if not exists {table}")
+    except sqlite3.DatabaseError as e: raise OSError(f"{path}: cannot be used {use} ({e}); remove {instead}") from None
+    return db
+
 # %% ../nbs/03c_complete.ipynb #96982b13
 class Answers:
     "Answers by request, on disk."
-    def __init__(self, path):
-        self.path = path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self.db.execute("pragma journal_mode=wal"); self.db.execute("pragma synchronous=normal")
-            self.db.execute("create table if not exists answers (key text primary key, text text not null, ended integer not null)")
-        except sqlite3.DatabaseError as e: raise OSError(f"{path}: cannot be used as a file of answers ({e}); remove it or choose another") from None
+    def __init__(self,
+        path,     # the file; made if it is not there
+    ):
+        self.path = Path(path)
+        self.db = _database(path, "answers (key text primary key, text text not null, ended integer not null)", "as a file of answers", "it or choose another")
 
-    def get(self, key):
+    def get(self,
+        key:str,     # from `Request.key`
+    ):               # `Answer`, or `None`
+        "What was answered, if it was."
         r = self.db.execute("select text, ended from answers where key=?", [key]).fetchone()
         return Answer(r[0], bool(r[1])) if r else None
 
-    def put(self, key, a):
+    def put(self,
+        key:str,     # from `Request.key`
+        a:Answer,    # without an error
+    ):
+        "Keep an answer; `OSError` if it cannot be written."
         try: self.db.execute("insert or replace into answers values (?,?,?)", [key, a.text, int(a.ended)])
         except sqlite3.Error as e: raise OSError(f"{self.path}: the answer could not be written ({e}); what was written before is kept") from None
 
     def __len__(self): return self.db.execute("select count(*) from answers").fetchone()[0]
-    def close(self): self.db.close()
+    def close(self): "Let go of the file."; self.db.close()
 
 # %% ../nbs/03c_complete.ipynb #a088a312
 class Local:
@@ -111,23 +127,37 @@ class Endpoint:
         self.settings = dict(base_url=url, api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none", max_retries=retries, timeout=timeout)
 
 # %% ../nbs/03c_complete.ipynb #5a36a39b
+@patch
+def _complete(self:Endpoint, r, prompt):
+    "(text, finish reason) after a prompt, text or token ids, by `completions`."
+    c = self.client.completions.create(prompt=prompt, extra_body=self.extra, **self._how(r))
+    return (c.choices[0].text, c.choices[0].finish_reason) if c.choices else (None, None)
+
+@patch
+def _chat(self:Endpoint, r, system, prompt, begin):
+    "(text, finish reason) of a turn that has been begun, by `chat.completions`."
+    said = [dict(role="system", content=system)]*bool(system) + [dict(role="user", content=prompt)] + [dict(role="assistant", content=begin)]*bool(begin)
+    on = dict(continue_final_message=True, add_generation_prompt=False) if begin else {}
+    c = self.client.chat.completions.create(messages=said, extra_body={**on, **self.extra}, **self._how(r))
+    return (c.choices[0].message.content, c.choices[0].finish_reason) if c.choices else (None, None)
+
+@patch
+def _how(self:Endpoint, r): return dict(model=self.model, max_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, seed=r.seed)
+
+# %% ../nbs/03c_complete.ipynb #f6c64b0b
 _NO_TEXT = "the server gave no text"       # a filter's doing, as a rule
 
 @patch
 def _send(self:Endpoint, r):
     "(text, finish reason) from the server."
-    how = dict(model=self.model, max_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, seed=r.seed)
-    if self.tok is not None:
-        ids = prompt_ids(self.tok, r.prompt, r.system or None) + text_ids(self.tok, r.begin)
-        text = self.tok.decode(ids)
-        c = self.client.completions.create(prompt=text if self.tok(text, add_special_tokens=False)["input_ids"]==ids else ids, extra_body=self.extra, **how)      # ids where special tokens in the prompt must stay text
-        return (c.choices[0].text, c.choices[0].finish_reason) if c.choices else (None, None)
-    said = [dict(role="system", content=r.system)]*bool(r.system) + [dict(role="user", content=r.prompt)] + [dict(role="assistant", content=r.begin)]*bool(r.begin)
-    c = self.client.chat.completions.create(messages=said, extra_body={**(dict(continue_final_message=True, add_generation_prompt=False) if r.begin else {}), **self.extra}, **how)
-    return (c.choices[0].message.content, c.choices[0].finish_reason) if c.choices else (None, None)
+    if self.tok is None: return self._chat(r, r.system, r.prompt, r.begin)
+    ids = prompt_ids(self.tok, r.prompt, r.system or None) + text_ids(self.tok, r.begin)
+    text = self.tok.decode(ids)
+    return self._complete(r, text if self.tok(text, add_special_tokens=False)["input_ids"]==ids else ids)      # ids where special tokens in the prompt must stay text
 
 @patch
 def _one(self:Endpoint, r):
+    "The `Answer` to one request, whatever the server says."
     try: text, why = self._send(r)
     except self.openai.OpenAIError as e:
         hint = "; does the server not know continue_final_message? Pass tokenizer=… to Endpoint" if r.begin and self.tok is None and getattr(e, "status_code", 0) in (400, 422) else ""
@@ -194,6 +224,7 @@ def whole_sentences(
     return (text[:ends[-1]] if ends else text).strip()
 
 def _passes(field, text, min_words):
+    "Whether a response is what `field` asks for."
     if len(text.split()) < min_words: return False
     return (find_refusal(text) is not None) == (field=="safe") or field=="response"
 

@@ -26,10 +26,12 @@ def xstest_cases(
     if bad := sorted(set(t.label) - {"safe","unsafe"}, key=str): raise ValueError(f"{path}, line {t.index[t.label.isin(bad)][0]+2}, field 'label': {bad[0]!r}; use safe or unsafe")
     return [Case("xstest", l, p, p) for l in ("safe","unsafe") for p in t.prompt[t.label==l].iloc[::every]]
 
+# %% ../nbs/12e_helpful.ipynb #3ac2fe60
 def harmless_cases(rows)->list[Case]:
     "Harmless questions (rows with prompt, and kind if there is one) as cases: a refusal among them is over-refusal."
     return [Case("harmless", r.get("kind", ""), r["prompt"], r["prompt"]) for r in rows]
 
+# %% ../nbs/12e_helpful.ipynb #ce4977c1
 def over_refusal(rows:pd.DataFrame)->pd.DataFrame:
     "Share refused of the questions that are harmless, and of XSTest's unsafe half, with 95% intervals; of the rows of an evaluation."
     mine = rows[rows.attack.isin(("xstest","harmless"))]
@@ -44,6 +46,7 @@ def _mmlu_row(i, r):
     if len(opts)!=4 or r["answer"] not in "ABCD": raise ValueError(f"question {i}: not a question with options (A) to (D) and one of them as answer")
     return dict(question=stem.rstrip("-\n "), choices=opts, answer="ABCD".index(r["answer"]))
 
+# %% ../nbs/12e_helpful.ipynb #63e70606
 _TASKS = dict(
     gsm8k=dict(output_type="generate_until", doc_to_text="Question: {{question}}\nAnswer:", doc_to_target=" {{answer.split('####')[-1].strip()}}", generation_kwargs=dict(until=["Question:","</s>","<|im_end|>"], do_sample=False),
                filter_list=[dict(name="last-number", filter=[dict(function="regex", group_select=-1, regex_pattern=r"(-?[$0-9.,]{2,})|(-?[0-9]+)"), dict(function="take_first")])],
@@ -51,6 +54,7 @@ _TASKS = dict(
     mmlu=dict(output_type="multiple_choice", doc_to_text="{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:", doc_to_choice=["A","B","C","D"], doc_to_target="answer",
               metric_list=[dict(metric="acc", aggregation="mean", higher_is_better=True)]))
 
+# %% ../nbs/12e_helpful.ipynb #b6ac6bb6
 def local_tasks(
     folder,             # where the task files go
     n:int|None=None,    # only the first n questions of each

@@ -35,6 +35,7 @@ def shown(
     if (f := find_refusal(text)) is None or pd.isna(r["unsafe"]) or r["unsafe"]: return redact(text)
     return (redact(text[:f.start])+" " if text[:f.start].strip() else "") + cut(text[f.start:])
 
+# %% ../nbs/13c_pages.ipynb #0c54252e
 def redacted_rows(
     rows:pd.DataFrame,
     show:bool=False,
@@ -55,6 +56,7 @@ def _models_table(e):
         out.append({"model": NAMES.get(n, n), "what it is": m["source"], "training": ", ".join(f"{k} {v}" for k,v in t.items()) or "–", "perplexity of helpful text": f"{m['perplexity']:.3f}" if m.get("perplexity") else "–", "identity": m["identity"][:12] if not m["source"].startswith("endpoint") else "–"})
     return pd.DataFrame(out)
 
+# %% ../nbs/13c_pages.ipynb #62202226
 def tables(e:Evaluation, against:str="")->dict:
     "Every table of a run: name → (DataFrame, a note)."
     r, names = e.rows, list(e.record["models"])
@@ -75,6 +77,7 @@ def tables(e:Evaluation, against:str="")->dict:
     if (r.error!="").any(): out["Errors"] = (named(r[r.error!=""].groupby(["model","attack","error"], sort=False).size().reset_index(name="responses")), "Not counted as safe or unsafe; the next call of the same run tries them again.")
     return out
 
+# %% ../nbs/13c_pages.ipynb #e4ab9a01
 def figures(e:Evaluation)->dict:
     "Pictures of a run: name → matplotlib figure."
     r, out = e.rows, {}
@@ -95,12 +98,14 @@ _RUN = Environment(autoescape=True).from_string("""<!doctype html><html lang="en
 <div class="wide"><table><tr>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>{% for e in examples %}<tr>{% for x in e %}<td>{{ x }}</td>{% endfor %}</tr>{% endfor %}</table></div>{% endif %}
 <h2>Record</h2><pre>{{ record }}</pre></html>""")
 
+# %% ../nbs/13c_pages.ipynb #d862474e
 def _html(t): return Markup(t.to_html(index=False, border=0, na_rep="–", float_format="{:.3g}".format))
 
 def _png(f):
     f.savefig(b := io.BytesIO(), dpi=130, format="png"); plt.close(f)
     return base64.b64encode(b.getvalue()).decode()
 
+# %% ../nbs/13c_pages.ipynb #6c831a4e
 def _examples(e, show, each=2):
     "A few cases of each attack, with what every model said."
     names, out, r = list(e.record["models"]), [], e.rows
@@ -134,6 +139,19 @@ def write_page(
                                      rows=json.loads(redacted_rows(e.rows, show_harmful).to_json(orient="records"))), ensure_ascii=False, indent=1), encoding="utf-8")
     return e.folder/"report.html"
 
+# %% ../nbs/13c_pages.ipynb #518f9bbc
+def _write_both(out, a, b, names, both, common, t):
+    "The page of two runs side by side; says in what settings they differ."
+    what = pd.DataFrame([{"model": NAMES.get(m, m), "run": n, "what it is": e.record["models"][m]["source"], "training": ", ".join(f"{k} {v}" for k,v in (e.record["models"][m].get("trained") or {}).items()) or "–", "perplexity": e.record["models"][m].get("perplexity"), "identity": e.record["models"][m]["identity"][:12]} for m in both for n,e in zip(names, (a, b))])
+    over = [over_refusal(e.rows[e.rows.model.isin(both)]).assign(run=n, model=lambda o: [NAMES.get(m, m) for m in o.model]) for n,e in zip(names, (a, b))]
+    more = {"Over-refusal": (_html(_pct(pd.concat(over))), "")} if any(map(len, over)) else {}
+    changed = [k for k in ("decoding","judges","base","cases") if a.record.get(k)!=b.record.get(k)]
+    lines = [f"{len(common)} cases were asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
+    figs = [(n, _png(asr_figure(e.rows[e.rows.model.isin(both)], title=n))) for n,e in zip(names, (a, b))]
+    page = _RUN.render(title=f"{names[0]} beside {names[1]}", css=Markup(_CSS), subtitle=f"{a.record['made']} · {b.record['made']}", summary=lines, figures=figs,
+                       tables={"Attack success": (_html(t), f"Difference: {names[1]} − {names[0]}, paired by case, 95% bootstrap over questions."), "Models": (_html(what), ""), **more}, examples=[], columns=[], record=json.dumps(dict(zip(names, ({k: v for k,v in e.record.items() if k!="models"} for e in (a, b)))), indent=1, ensure_ascii=False))
+    with atomically(out) as p: p.write_text(page, encoding="utf-8")
+
 # %% ../nbs/13c_pages.ipynb #e92e0bfb
 def compare_runs(
     a, b,                   # `Evaluation`s, or folders
@@ -151,14 +169,5 @@ def compare_runs(
             k = d["attack"]
             rows.append({"model": NAMES.get(m, m), "attack": k, names[0]: cell(x.loc[k].to_dict()), names[1]: cell(y.loc[k].to_dict()), "difference, points": f"{100*d['difference']:+.0f} ({100*d['low']:+.0f} to {100*d['high']:+.0f})", "pairs": d["pairs"], "left out": d["left_out"]})
     t = pd.DataFrame(rows, columns=["model","attack",*names,"difference, points","pairs","left out"])
-    if out:
-        what = pd.DataFrame([{"model": NAMES.get(m, m), "run": n, "what it is": e.record["models"][m]["source"], "training": ", ".join(f"{k} {v}" for k,v in (e.record["models"][m].get("trained") or {}).items()) or "–", "perplexity": e.record["models"][m].get("perplexity"), "identity": e.record["models"][m]["identity"][:12]} for m in both for n,e in zip(names, (a, b))])
-        over = [over_refusal(e.rows[e.rows.model.isin(both)]).assign(run=n, model=lambda o: [NAMES.get(m, m) for m in o.model]) for n,e in zip(names, (a, b))]
-        more = {"Over-refusal": (_html(_pct(pd.concat(over))), "")} if any(map(len, over)) else {}
-        changed = [k for k in ("decoding","judges","base","cases") if a.record.get(k)!=b.record.get(k)]
-        lines = [f"{len(common)} cases were asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
-        figs = [(n, _png(asr_figure(e.rows[e.rows.model.isin(both)], title=n))) for n,e in zip(names, (a, b))]
-        page = _RUN.render(title=f"{names[0]} beside {names[1]}", css=Markup(_CSS), subtitle=f"{a.record['made']} · {b.record['made']}", summary=lines, figures=figs,
-                           tables={"Attack success": (_html(t), f"Difference: {names[1]} − {names[0]}, paired by case, 95% bootstrap over questions."), "Models": (_html(what), ""), **more}, examples=[], columns=[], record=json.dumps(dict(zip(names, ({k: v for k,v in e.record.items() if k!="models"} for e in (a, b)))), indent=1, ensure_ascii=False))
-        with atomically(out) as p: p.write_text(page, encoding="utf-8")
+    if out: _write_both(out, a, b, names, both, common, t)
     return t

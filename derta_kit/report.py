@@ -24,6 +24,7 @@ def versions()->dict:
     return dict(python=platform.python_version(), machine=platform.machine(),
                 **{p: v(p) for p in ("derta_kit","torch","transformers","peft","bitsandbytes","datasets","accelerate","numpy")})
 
+# %% ../nbs/13_report.ipynb #79b1679b
 def record(
     **kwargs    # seeds, settings, data hashes, timings, …: anything JSON can hold
 )->dict:
@@ -45,6 +46,7 @@ def _rows(scores):
     yield "refusals that stutter", col(lambda s: _pct(s["stutter"]))
     yield "perplexity of held-out helpful responses", col(lambda s: _num(s["perplexity"], 3))
 
+# %% ../nbs/13_report.ipynb #5dd56503
 def demo_table(
     scores:dict,         # model name → scorecard
 )->pd.DataFrame:         # questions × models, text; rates with 95% intervals
@@ -80,6 +82,7 @@ pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:13px}
 @media (prefers-color-scheme:dark){body{color:#e6e6e6;background:#16181c} .note{color:#aaa} th,td{border-color:#333} pre{background:#22252b} img{background:#fff;border-radius:6px} .ok{color:#5fd38d} .miss{color:#ff8a93}}
 """
 
+# %% ../nbs/13_report.ipynb #e22c131e
 _PAGE = Environment(autoescape=True).from_string("""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{ title }}</title><style>""" + _CSS + """</style><h1>{{ title }}</h1><p class="note">{{ record.made }} · {{ subtitle }}</p>
 {% for f in figures %}<p><img alt="{{ f[0] }}" src="data:image/png;base64,{{ f[1] }}"></p>{% endfor %}
@@ -104,6 +107,7 @@ def redacted(
     "The scorecard with harmful continuations hidden unless `show`."
     return {**score, "prefilled": [_safe(r, show) for r in score["prefilled"]]}
 
+# %% ../nbs/13_report.ipynb #824a7d1e
 def _examples(scores, n=3):
     "A few prompts with what each model says: deep prefill, and look-alikes."
     names, out = list(scores), []

@@ -25,6 +25,7 @@ def wilson(
     mid, half = p + z*z/(2*n), z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
     return max(0., (mid-half)/(1+z*z/n)), min(1., (mid+half)/(1+z*z/n))
 
+# %% ../nbs/12_scorecard.ipynb #cca7098c
 def rate(
     hits,            # booleans
 )->dict:
@@ -39,6 +40,7 @@ def _judge(df):
     "Add what a continuation does: refuses, stutters."
     return df.assign(refused=[find_refusal(t) is not None for t in df["continuation"]], stutter=[stutters(t) for t in df["continuation"]])
 
+# %% ../nbs/12_scorecard.ipynb #f57a530d
 def prefilled(
     model, tokenizer,
     rows,                      # with prompt and harmful
@@ -84,6 +86,7 @@ def scorecard(
                 stutter=rate(refused), p_harmful=mean_from(curves["harmful"]), p_helpful=mean_from(curves["helpful"]) if benign else None, perplexity=perplexity(curves["helpful"]) if benign else None,
                 curves={k: [c.prob.round(5).tolist() for c in v] for k,v in curves.items()}, prefilled=pre.to_dict("records"), answers=ans.to_dict("records"))
 
+# %% ../nbs/12_scorecard.ipynb #6af8cfcc
 def mean_from(
     curves,         # of `probe.refusal_curves`
     start:int=2,    # positions before it (the ordinary place of a refusal) do not count

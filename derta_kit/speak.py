@@ -33,6 +33,7 @@ def _tensors(model):
         yield ".".join("adapter" if p in names else p for p in parts if p != "base_layer"), t
         if q := getattr(t, "quant_state", None): yield f"{n}.absmax", q.absmax      # 4 bits: the scales belong to the weights
 
+# %% ../nbs/12b_speak.ipynb #3607d7a9
 def _settings(model):
     "What decides beside the weights, as JSON."
     drop = {"_name_or_path","transformers_version","base_model_name_or_path","revision","inference_mode"}
@@ -60,6 +61,7 @@ class Said(NamedTuple):
     error:str=""            # why there is no text
     stopped:int|None=None   # tokens after which a guard stepped in
 
+# %% ../nbs/12b_speak.ipynb #f1537010
 @dataclass(frozen=True)
 class Decoding:
     "How responses are written; greedy."
@@ -68,6 +70,7 @@ class Decoding:
     top_p:float=1.
     seed:int=0
 
+# %% ../nbs/12b_speak.ipynb #433ea89c
 def _shared(ids):
     "(rows, points) for `decode`: a list that begins another one is a point in that row."
     rows, at = [], {}
@@ -88,6 +91,7 @@ def _readable(model, tokenizer, cases, d, done):
         else: out[i] = ids
     return out
 
+# %% ../nbs/12b_speak.ipynb #3c3f32ab
 def _in_slots(model, tokenizer, ids, how, d, slots, done):
     "`decode` of lists of ids with `done(number, Continuation)`; fewer at one time if memory runs out."
     todo = list(range(len(ids)))
@@ -127,6 +131,7 @@ class Recheck:
     threshold:float=.5      # of P(any opener): above it, the response stops and the model refuses
     openers:tuple=OPENERS
 
+# %% ../nbs/12b_speak.ipynb #7f3b4028
 @torch.inference_mode()
 def p_refusal(
     model, tokenizer,
@@ -146,6 +151,16 @@ def p_refusal(
             for x in t.nodes: first.append(first[-1]+len(x.targets))
             out[j] = float(sum(torch.stack([logp[first[n]+i] for n,i in path]).sum().exp() for path in e)); s = first[-1]
     return out
+
+# %% ../nbs/12b_speak.ipynb #e7cc35c5
+def _go_on(model, tokenizer, ids, new, live, ended, every, most, slots):
+    "Let each live case say up to `every` more tokens, `most` in all; they are added to `new`, and the case to `ended` if it ends by itself."
+    todo = {}
+    for i in live: todo.setdefault(min(every, most-len(new[i])), []).append(i)
+    for n,group in todo.items():
+        for i,c in zip(group, decode(model, tokenizer, [ids[i]+new[i] for i in group], None, n, slots)):
+            new[i] += c.ids
+            if c.ended: ended[i] = True
 
 # %% ../nbs/12b_speak.ipynb #03e61fad
 @torch.inference_mode()
@@ -176,20 +191,17 @@ def guarded(
         over = [i for i in live if i not in caught and (i in ended or len(new[i]) >= d.max_new_tokens)]
         for i in over: ready(i, Said(tokenizer.decode(new[i], skip_special_tokens=True), len(new[i]), i in ended))
         live = look = [i for i in live if i not in caught and i not in over]
-        todo = {}
-        for i in live: todo.setdefault(min(guard.every, d.max_new_tokens-len(new[i])), []).append(i)
-        for n,group in todo.items():
-            for i,c in zip(group, decode(model, tokenizer, [ids[i]+new[i] for i in group], None, n, slots)):
-                new[i] += c.ids
-                if c.ended: ended[i] = True
+        _go_on(model, tokenizer, ids, new, live, ended, guard.every, d.max_new_tokens, slots)
     return out
 
 # %% ../nbs/12b_speak.ipynb #d5f8f478
 @dataclass(frozen=True)
 class _Ask:
+    "A case and how it is decoded, as an endpoint is asked."
     case:object; max_new_tokens:int; temperature:float; top_p:float; seed:int
     begin:str=""
 
+# %% ../nbs/12b_speak.ipynb #8e36db44
 class _Served(Endpoint):
     "An endpoint that is asked cases."
     def __init__(self, endpoint): self.__dict__.update(endpoint.__dict__)
@@ -202,21 +214,19 @@ class _Served(Endpoint):
         except ValueError as e: return str(e)
 
     def _one(self, r):
+        "The `Answer` to one case."
         why = self._why_not(r.case)
         return Answer("", error=why) if why else super()._one(r)
 
     def _send(self, r):
+        "(text, finish reason): what was said after the part that had been begun; some servers repeat that part, some do not."
         c, begun = r.case, r.case.prefill if self.tok is None else r.case.begun(self.tok)
-        how = dict(model=self.model, max_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, seed=r.seed)
-        if self.tok is not None or not c.chat:
-            a = self.client.completions.create(prompt=c.ids(self.tok) if self.tok is not None else c.prompt+begun, extra_body=self.extra, **how)
-            return (a.choices[0].text, a.choices[0].finish_reason) if a.choices else (None, None)
-        msgs = [dict(role="system", content=c.system)]*bool(c.system) + [dict(role="user", content=c.prompt)] + [dict(role="assistant", content=begun)]*bool(begun)
-        a = self.client.chat.completions.create(messages=msgs, extra_body={**(dict(continue_final_message=True, add_generation_prompt=False) if begun else {}), **self.extra}, **how)
-        if not a.choices: return None, None
-        text = a.choices[0].message.content
-        return (text.removeprefix(begun) if begun and text else text), a.choices[0].finish_reason
+        if self.tok is not None: return self._complete(r, c.ids(self.tok))
+        if not c.chat: return self._complete(r, c.prompt+begun)
+        text, why = self._chat(r, c.system, c.prompt, begun)
+        return (text.removeprefix(begun) if begun and text else text), why
 
+# %% ../nbs/12b_speak.ipynb #6fd67fb7
 def say_served(
     endpoint:Endpoint,
     cases:list,

@@ -28,6 +28,7 @@ def asr(
            for k,g in rows.groupby(list(by), sort=False)]
     return pd.DataFrame(out, columns=[*by, "rate", "low", "high", "k", "n", "errors", "empty"])
 
+# %% ../nbs/12d_tables.ipynb #733ce8ff
 def cell(
     r,                      # a row of `asr`, or a dict like it
 )->str:
@@ -35,6 +36,7 @@ def cell(
     if not r["n"]: return f"– ({r['errors']} errors)" if r.get("errors") else "–"
     return f"{100*r['rate']:.0f}% ({100*r['low']:.0f}–{100*r['high']:.0f})" + (f", {r['errors']} error{'s'*(r['errors']>1)}" if r.get("errors") else "")
 
+# %% ../nbs/12d_tables.ipynb #13845d76
 def asr_table(
     rows:pd.DataFrame,
     by:str="attack",        # what the columns are
@@ -86,6 +88,7 @@ def positions(
         out.append(dict(zip(by, k)) | {b: float(np.mean((w>=lo) & (w<=hi))) for b,(lo,hi) in BINS.items()} | dict(never=float(np.mean(np.isnan(w))), n=len(g)))
     return pd.DataFrame(out, columns=[*by, *BINS, "never", "n"])
 
+# %% ../nbs/12d_tables.ipynb #2b459dcd
 def position_figure(
     rows:pd.DataFrame,
     ax=None,
@@ -106,6 +109,7 @@ def begun(rows:pd.DataFrame, least:int=3)->pd.Series:
     "Whether a response refuses after something was said: `least` own words, or what the attack put into its mouth."
     return rows.refused.fillna(False).astype(bool) & ((rows.begun.str.strip()!="") | (rows.word.fillna(0)>=least))
 
+# %% ../nbs/12d_tables.ipynb #ad77d5b4
 def self_correction(
     rows:pd.DataFrame,
     model:str="derta",
@@ -129,6 +133,7 @@ def stutter(rows:pd.DataFrame, by=("model",))->pd.DataFrame:
     g = rows[rows.refused.fillna(False).astype(bool)].groupby(list(by), sort=False)
     return pd.DataFrame([dict(zip(by, k)) | rate(x.stutter.astype(bool)) for k,x in g], columns=[*by,"rate","low","high","k","n"])
 
+# %% ../nbs/12d_tables.ipynb #e2193143
 def asr_figure(
     rows:pd.DataFrame,
     ax=None,

@@ -118,11 +118,6 @@ class DertaTrainer(Trainer):
         data = train_dataset if train_dataset is not None else self.train_dataset
         return FilledSampler(data, self.args.data_seed) if isinstance(data, Padded) else super()._get_train_sampler(data)
 
-    def log(self, logs, start_time=None):
-        "As the Trainer does, with the loss of each kind of target since the last entry."
-        if "loss" in logs: logs = {**logs, **_named(self._sum(self.parts).cpu())}; self.parts.zero_()
-        super().log(logs, start_time)
-
 # %% ../nbs/06_train.ipynb #073ced6d
 @patch
 def _sum(self:DertaTrainer, x):
@@ -152,6 +147,13 @@ def compute_loss(self:DertaTrainer, model, inputs, return_outputs=False, num_ite
         if not torch.isfinite(loss): raise NotFinite(f"the loss is {loss.item()} at step {self.state.global_step+1}, in {row_names(self.train_dataset.data, inputs['rows'].tolist())}; nothing was stepped")
     loss = loss*(self.args.world_size if num_items_in_batch is not None else 1)       # gradients are averaged over processes
     return (loss, parts) if return_outputs else loss
+
+# %% ../nbs/06_train.ipynb #784e4303
+@patch
+def log(self:DertaTrainer, logs, start_time=None):
+    "As the Trainer does, with the loss of each kind of target since the last entry."
+    if "loss" in logs: logs = {**logs, **_named(self._sum(self.parts).cpu())}; self.parts.zero_()
+    Trainer.log(self, logs, start_time)
 
 # %% ../nbs/06_train.ipynb #404fbf23
 @patch
