@@ -24,6 +24,7 @@ def preference_ids(
     if room < 2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
     return dict(prompt_ids=q, **{f"{c}_ids": (text_ids(tokenizer, say(c))+response_end(tokenizer))[:room] for c in ("chosen","rejected")})
 
+# %% ../nbs/06f_dpo.ipynb #4707eb39
 def preference_table(tokenizer, triples, max_length:int=512)->Dataset:
     "All preferences of `triples` in tokens; an error names the triple."
     def one(i, row):
@@ -35,11 +36,12 @@ def preference_table(tokenizer, triples, max_length:int=512)->Dataset:
 def _dpo_trainer():
     "TRL's trainer, given tokens instead of text."
     try: from trl import DPOConfig, DPOTrainer
-    except ImportError: raise ImportError("DPO needs TRL: pip install 'derta_kit[trl]'") from None
+    except ImportError: raise ImportError("DPO needs the package trl: pip install 'derta_kit[trl]'") from None
     class PreferenceTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *args): return dataset      # it is prepared already
     return DPOConfig, PreferenceTrainer
 
+# %% ../nbs/06f_dpo.ipynb #26bdbdc4
 def train_dpo(
     model, tokenizer,        # from `models.load`, in mode lora, qlora or full; the model to start from is the reference, too
     triples,                 # rows with prompt, safe (chosen) and harmful (rejected)
