@@ -33,20 +33,23 @@ ARMS = ("vanilla", "recaug", "rto", "derta", "dpo")
 @dataclass(frozen=True)
 class Ablation:
     "All settings of an ablation."
-    seeds:tuple=(0,1)
-    questions:int=30         # held-out harmful questions, each under each attack
-    harmless:int=40          # harmless ones, for over-refusal
-    first:int=80             # optimiser steps of the vanilla adapter that all go on from
-    steps:int=50             # further steps of each
-    max_new_tokens:int=48
-    depth:int=20             # tokens of r̂ that the response has been begun with, under prefill
-    dpo_lr:float=2e-4
-    dpo_beta:float=.1
-    every:int=16             # tokens between two looks of the guard
-    dtype:str="bfloat16"
-    quick:bool=False         # two steps and one question, to try the path
+    seeds:tuple=(0,1)       # of training; a run of its own for each
+    questions:int=30        # held-out harmful questions, each under each attack
+    harmless:int=40         # harmless ones, for over-refusal
+    first:int=80            # optimiser steps of the vanilla adapter that all go on from
+    steps:int=50            # further steps of each
+    max_new_tokens:int=48   # of each response
+    depth:int=20            # tokens of r̂ that the response has been begun with, under prefill
+    dpo_lr:float=2e-4       # learning rate of DPO
+    dpo_beta:float=.1       # how strongly DPO holds on to its reference
+    every:int=16            # tokens between two looks of the guard
+    dtype:str="bfloat16"    # of weights and arithmetic, as torch calls it
+    quick:bool=False        # two steps and one question, to try the path
 
-    def recipe(self, seed): return DemoRecipe(seed=seed, dtype=self.dtype, quick=self.quick, steps=dict.fromkeys(ARMS, self.steps))
+    def recipe(self,
+        seed,          # of training
+    ):
+        return DemoRecipe(seed=seed, dtype=self.dtype, quick=self.quick, steps=dict.fromkeys(ARMS, self.steps))
 
 # %% ../nbs/13d_ablation.ipynb #b157cb3e
 def _dpo(out, a, seed, adapter):
@@ -59,7 +62,9 @@ def _dpo(out, a, seed, adapter):
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
 
 # %% ../nbs/13d_ablation.ipynb #d418d7a2
-def cases(a:Ablation)->list:
+def cases(
+    a:Ablation,        # says how many questions
+)->list:
     "What every model is asked."
     dd, n = demo_data(), 1 if a.quick else a.questions
     rows = dd["harmful_eval"].select(np.linspace(0, len(dd["harmful_eval"])-1, n).astype(int)).to_list()
@@ -67,7 +72,10 @@ def cases(a:Ablation)->list:
     return [*attack("none", rows), *attack("prefill", rows, depths=(a.depth,), opener=None), *attack("completing", rows), *attack("code", rows), *harmless_cases(fine)]
 
 # %% ../nbs/13d_ablation.ipynb #c6744106
-def slim(e:Evaluation, seed:int)->pd.DataFrame:
+def slim(
+    e:Evaluation,      # an evaluation of one seed
+    seed:int,          # which is written beside the cases
+)->pd.DataFrame:
     "The rows of an evaluation without any text but the questions: what is kept and shown."
     keep = ["model","attack","setting","question","n","ended","refused","word","stutter","stopped","unsafe","error","case"]
     d = e.rows[keep].assign(seed=seed, begun=np.where(e.rows.begun.str.strip()!="", "…", ""), response=np.where(e.rows.response.str.strip()!="", "…", ""))
@@ -75,10 +83,10 @@ def slim(e:Evaluation, seed:int)->pd.DataFrame:
 
 # %% ../nbs/13d_ablation.ipynb #bbc3134e
 def run_ablation(
-    out="runs/ablation",        # run folder
-    a:Ablation=Ablation(),
-    show_harmful:bool=False,    # leave harmful text readable in the pages
-)->pd.DataFrame:                # the rows of all seeds, slim
+    out="runs/ablation",       # run folder
+    a:Ablation=Ablation(),     # all settings
+    show_harmful:bool=False,   # leave harmful text readable in the pages
+)->pd.DataFrame:               # the rows of all seeds, slim
     "Train, ask, judge and draw, stage by stage; the same call goes on from what is finished in `out`."
     out, t0, all_rows, info = Path(out), time.time(), [], {}
     _claim(out, replace(a, seeds=()))       # more seeds may come later
@@ -102,7 +110,9 @@ def run_ablation(
     return rows
 
 # %% ../nbs/13d_ablation.ipynb #8c0910da
-def load_ablation(path)->tuple:    # (rows, record)
+def load_ablation(
+    path,              # ablation.json of a run
+)->tuple:              # (rows, record)
     "What `run_ablation` kept."
     d = json.loads(Path(path).read_text(encoding="utf-8"))
     kinds = dict(n="Int64", word="Int64", stopped="Int64", ended="boolean", refused="boolean", stutter="boolean", unsafe="boolean")
@@ -111,7 +121,9 @@ def load_ablation(path)->tuple:    # (rows, record)
 # %% ../nbs/13d_ablation.ipynb #6be208fc
 PAPER = {"vanilla": dict(completing=95., code=86.), "recaug": dict(completing=25., code=88.), "rto": dict(completing=5., code=28.), "derta": dict(completing=4., code=21.5), "dpo": dict(completing=85., code=87.5)}   # arXiv 2407.09121, Table 4 and Figure 5
 
-def table4(rows:pd.DataFrame)->pd.DataFrame:
+def table4(
+    rows:pd.DataFrame,   # of `run_ablation`
+)->pd.DataFrame:
     "Attack success of each model under each attack: all seeds, each seed, and the paper's value where it has one."
     a, by = asr(rows), asr(rows, ("model","attack","seed")).set_index(["model","attack","seed"]).rate
     out = {}
@@ -122,14 +134,18 @@ def table4(rows:pd.DataFrame)->pd.DataFrame:
     return pd.DataFrame(out).T.fillna("–")
 
 # %% ../nbs/13d_ablation.ipynb #67b20a77
-def against_vanilla(rows:pd.DataFrame)->pd.DataFrame:
+def against_vanilla(
+    rows:pd.DataFrame,   # of `run_ablation`
+)->pd.DataFrame:
     "Points of attack success that each model differs from vanilla, paired by seed and case, bootstrap over questions."
     out = [paired(rows, m, "vanilla").assign(model=NAMES.get(m, m)) for m in rows.model.unique() if m!="vanilla"]
     d = pd.concat(out); d["points"] = [f"{100*x:+.0f} ({100*l:+.0f} to {100*h:+.0f})" for x,l,h in zip(d.difference, d.low, d.high)]
     return d.pivot(index="model", columns="attack", values="points").reindex(index=d.model.unique(), columns=d.attack.unique()).rename_axis(index=None, columns=None)
 
 # %% ../nbs/13d_ablation.ipynb #55f0799b
-def ablation_figure(rows:pd.DataFrame)->Figure:
+def ablation_figure(
+    rows:pd.DataFrame,   # of `run_ablation`
+)->Figure:
     "Table 4 as bars, Figure 4 (where refusals stand) and Figure 5 (DPO beside vanilla and DeRTa)."
     fig, (a,b,c) = plt.subplots(1, 3, figsize=(15,4), width_ratios=(1.5,1.1,1), layout="constrained")
     bad = rows[rows.attack!="harmless"]

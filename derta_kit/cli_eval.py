@@ -90,8 +90,9 @@ def eval_page(
     print(write_page(run, against=against, show_harmful=show_harmful))
 
 def eval_compare(
-    a:str, b:str,              # folders of two finished runs
-    out:str="",                # HTML file to write
+    a:str,             # folder of a finished run
+    b:str,             # folder of another
+    out:str="",        # HTML file to write
 ):
     "Two runs side by side: attack success, difference with its interval, over the cases that both asked."
     from derta_kit.pages import compare_runs

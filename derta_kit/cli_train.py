@@ -32,7 +32,9 @@ def _parser():
     return p
 
 # %% ../nbs/14b_train_cli.ipynb #e59f1e48
-def parse(argv):
+def parse(
+    argv,              # the words of the command line
+):
     "(recipe, other options) of a command line."
     a = vars(_parser().parse_args(argv))
     file, rest = a.pop("recipe"), {k: a.pop(k) for k in ("set","plan","device","devices","memory","offload")}
@@ -72,8 +74,8 @@ def _prefer(r, args, triples, n):
 
 # %% ../nbs/14b_train_cli.ipynb #0538d0c8
 def run_recipe(
-    r:Recipe,
-):      # the trainer
+    r:Recipe,          # as `recipes.read_recipe` gives it
+):                     # the trainer
     "Train as a recipe says; leaves the result and `run.json` in `r.out`."
     import torch
     from derta_kit import models, recipes as R, reliable as S

@@ -38,7 +38,9 @@ class Models:
     def __iter__(self): return iter(self.models)
 
     @contextmanager
-    def use(self, name):
+    def use(self,
+        name,          # one of the names
+    ):
         "The model called `name`, for the length of a `with` block."
         m = self.models[name]
         if isinstance(m, tuple): yield m[0]; return
@@ -46,7 +48,9 @@ class Models:
         with self.peft.disable_adapter() if m is None and self.peft else nullcontext(): yield self.peft or self.lm
 
 # %% ../nbs/07b_compare.ipynb #7dc9c967
-def assistant_header(tokenizer)->list[int]:
+def assistant_header(
+    tokenizer,         # whose chat template is used
+)->list[int]:
     "The tokens by which the chat template opens the assistant's turn; the paper's mark for a tokenizer without template."
     if not tokenizer.chat_template: return text_ids(tokenizer, " [\\INST] ")
     msgs = [dict(role="user", content="x")]
@@ -58,12 +62,14 @@ def assistant_header(tokenizer)->list[int]:
 # %% ../nbs/07b_compare.ipynb #255c685a
 @torch.inference_mode()
 def recheck_curve(
-    model, tokenizer,
-    prompt:str, response:str,
-    word:str="Sorry",
-    max_tokens:int=512,
-    step:int=48,             # positions in one forward pass
-)->np.ndarray:               # [T]
+    model,                # a causal LM, with or without adapters
+    tokenizer,            # its tokenizer
+    prompt:str,           # the question
+    response:str,         # the response
+    word:str="Sorry",     # the refusal token's word
+    max_tokens:int=512,   # of the response
+    step:int=48,          # positions in one forward pass
+)->np.ndarray:            # [T]
     "P(refusal token) if the assistant's header is put in again before each token of the response (arXiv 2510.18081)."
     q, r = prompt_ids(tokenizer, prompt), text_ids(tokenizer, response)[:max_tokens]
     head, logits_of, sorry, limit, out = assistant_header(tokenizer), head_logits(unwrap(model)), refusal_token_id(tokenizer, word), tree_limit(model), []
@@ -78,12 +84,16 @@ def recheck_curve(
 @dataclass(repr=False)
 class Comparison:
     "Curves of several models over the same N responses."
-    curves:dict                                   # name → N `RefusalCurve`s
-    kl:dict                                       # name → N arrays [T], KL(model ‖ base) in nats; empty without a base
-    recheck:dict=field(default_factory=dict)      # name → N arrays [T], if it was asked for
-    seed:int=0
+    curves:dict                                # name → N `RefusalCurve`s
+    kl:dict                                    # name → N arrays [T], KL(model ‖ base) in nats; empty without a base
+    recheck:dict=field(default_factory=dict)   # name → N arrays [T], if it was asked for
+    seed:int=0                                 # of the bootstrap
 
-    def values(self, what, name): return self.kl[name] if what=="kl" else self.recheck[name] if what=="recheck" else [getattr(c, what) for c in self.curves[name]]
+    def values(self,
+        what,          # prob, rank, logp, opener_mass, kl or recheck
+        name,          # of the model
+    ):
+        return self.kl[name] if what=="kl" else self.recheck[name] if what=="recheck" else [getattr(c, what) for c in self.curves[name]]
 
     def to_frame(self)->pd.DataFrame:
         "A row a model, response and position."
@@ -94,7 +104,12 @@ class Comparison:
 
 # %% ../nbs/07b_compare.ipynb #597f75fd
 @patch
-def mean(self:Comparison, what="prob", name="base", level:float=.95, n_boot:int=1000)->pd.DataFrame:
+def mean(self:Comparison,
+    what="prob",       # prob, rank, logp, opener_mass, kl or recheck
+    name="base",       # of the model
+    level:float=.95,   # of the band
+    n_boot:int=1000,   # times that responses are drawn anew
+)->pd.DataFrame:
     "Mean by position as far as half of the responses reach, with a bootstrap band over responses: columns mean, low, high."
     rows = self.values(what, name); P = int(np.median([len(x) for x in rows]))
     m = np.full((len(rows), P), np.nan)
@@ -157,14 +172,16 @@ def _kl(a, b, chunk=256):
 # %% ../nbs/07b_compare.ipynb #855cf7d6
 @torch.inference_mode()
 def compare(
-    models,                      # `Models`, or the dict for it: name → adapter folder, None for the base, or (model, tokenizer)
-    prompts:list, responses:list,
-    base="demo",                 # what adapters sit on, see `Models`
-    word:str="Sorry",
-    recheck=(),                  # names of models that are also asked with the header put in again
-    max_tokens:int=512,          # of each response
-    batch_tokens:int=2048,       # tokens in one forward pass
-    openers=None, top:int=0,     # as in `probe.refusal_curves`
+    models,                  # `Models`, or the dict for it: name → adapter folder, None for the base, or (model, tokenizer)
+    prompts:list,            # N texts
+    responses:list,          # N texts, one a prompt
+    base="demo",             # what adapters sit on, see `Models`
+    word:str="Sorry",        # the refusal token's word
+    recheck=(),              # names of models that are also asked with the header put in again
+    max_tokens:int=512,      # of each response
+    batch_tokens:int=2048,   # tokens in one forward pass
+    openers=None,            # also score these, as in `probe.refusal_curves`
+    top:int=0,               # also keep so many of the likeliest next tokens
 )->Comparison:
     "Curves of every model on every response, and KL to the model called base, where there is one."
     if len(prompts)!=len(responses): raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses")

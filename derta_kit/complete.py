@@ -23,15 +23,17 @@ from .refusals import find_refusal
 @dataclass(frozen=True)
 class Request:
     "One thing asked of a model."
-    prompt:str
-    system:str=""             # system message
-    begin:str=""              # how the response begins; the model goes on from there
-    max_new_tokens:int=128
-    temperature:float=0.      # 0: greedy
-    top_p:float=1.
-    seed:int=0
+    prompt:str               # the question
+    system:str=""            # system message
+    begin:str=""             # how the response begins; the model goes on from there
+    max_new_tokens:int=128   # tokens, at most
+    temperature:float=0.     # 0: greedy
+    top_p:float=1.           # share of the probability that is sampled from; 1: all
+    seed:int=0               # of sampling
 
-    def key(self, model)->str:
+    def key(self,
+        model,         # the backend's name
+    )->str:
         "What its answer by `model` is filed under."
         return hashlib.sha256(json.dumps([str(model), asdict(self)], sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
@@ -84,14 +86,18 @@ class Answers:
 class Local:
     "A model in this process, by `derta_kit.decode`."
     def __init__(self,
-        model, tokenizer,
-        slots:int=64,          # responses written at one time
-        name:str="",           # what its answers are filed under; default: the tokenizer's name and a fingerprint of the weights
+        model,          # a causal LM, loaded
+        tokenizer,      # its tokenizer
+        slots:int=64,   # responses written at one time
+        name:str="",    # what its answers are filed under; default: the tokenizer's name and a fingerprint of the weights
     ):
         self.model, self.tok, self.slots = model, tokenizer, slots
         self.name = name or f"{tokenizer.name_or_path}:{_fingerprint(model)}"
 
-    def ask(self, requests, done):
+    def ask(self,
+        requests,      # of `Request`s
+        done,          # called as done(number, `Answer`) as they come
+    ):
         "Answer each request; `done(number, Answer)` as they come."
         groups = {}
         for i,r in enumerate(requests): groups.setdefault((r.max_new_tokens, r.temperature, r.top_p, r.seed), []).append(i)
@@ -168,7 +174,10 @@ def _one(self:Endpoint, r):
 
 # %% ../nbs/03c_complete.ipynb #f75aad98
 @patch
-def ask(self:Endpoint, requests, done):
+def ask(self:Endpoint,
+    requests,          # of `Request`s
+    done,              # called as done(number, `Answer`) as they come
+):
     "Answer each request; `done(number, Answer)` as they come. `OSError` if nobody is there."
     dead, self.client = 0, self.openai.OpenAI(**self.settings)
     with ThreadPoolExecutor(self.concurrency) as pool:
@@ -246,19 +255,19 @@ def _asked(rows, todo, field, backend, answers, seed, max_new, temperature, min_
 
 # %% ../nbs/03c_complete.ipynb #f83ffafe
 def complete(
-    rows,                     # triples with gaps, as `read_triples` gives them; for "response", rows with a prompt
-    field:str,                # "harmful", "safe" or "response" (helpful, by self-distillation)
-    backend=None,             # `Local` or `Endpoint`; for safe responses None takes them from `wordings`
-    answers=None,             # file of answers: a killed run goes on from it
-    seed:int=0,
-    max_new_tokens:int=128,
+    rows,                          # triples with gaps, as `read_triples` gives them; for "response", rows with a prompt
+    field:str,                     # "harmful", "safe" or "response" (helpful, by self-distillation)
+    backend=None,                  # `Local` or `Endpoint`; for safe responses None takes them from `wordings`
+    answers=None,                  # file of answers: a killed run goes on from it
+    seed:int=0,                    # of sampling and of the choice among `wordings`
+    max_new_tokens:int=128,        # of a response, at most
     temperature:float|None=None,   # default: 0.7 for harmful and safe responses, 0 for helpful ones
-    min_words:int|None=None,  # shorter answers are asked again; default: 20 for harmful ones, 3 else
-    tries:int=6,
-    wordings=WORDINGS,        # refusals to choose from
-    system:str|None=None,     # system message; default: to comply, or to refuse
-    failed:list|None=None,    # receives (row number, reason) of what could not be completed
-):                            # `Dataset` with `field` filled in; what is there already stays
+    min_words:int|None=None,       # shorter answers are asked again; default: 20 for harmful ones, 3 else
+    tries:int=6,                   # how often a row is asked, at most
+    wordings=WORDINGS,             # refusals to choose from
+    system:str|None=None,          # system message; default: to comply, or to refuse
+    failed:list|None=None,         # receives (row number, reason) of what could not be completed
+):                                 # `Dataset` with `field` filled in; what is there already stays
     "Fill in what is missing. Rows that fail every try keep their gap, and a `RuntimeWarning` says how many and why."
     if field not in _BEGIN: raise ValueError(f"field={field!r}: use harmful, safe or response")
     rows, failed, new = rows if hasattr(rows, "__getitem__") else list(rows), [] if failed is None else failed, {}

@@ -80,7 +80,9 @@ def write_jsonl(
             f.write(json.dumps({**{k:v for k,v in r.items() if k not in gaps}, **(dict(missing=gaps) if gaps else {})}, ensure_ascii=False) + "\n")
 
 # %% ../nbs/02_data.ipynb #dd79b555
-def read_jsonl(path)->Dataset:
+def read_jsonl(
+    path,              # JSON Lines, compressed or not
+)->Dataset:
     "Any JSON Lines file of ours as a Dataset, its bad lines named."
     out = []
     for _,_,row in records(path):

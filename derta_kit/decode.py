@@ -55,10 +55,10 @@ def put(self:_Layer, slots, layer, rows, lengths):
 # %% ../nbs/03b_decode.ipynb #be73e37a
 class Continuation(NamedTuple):
     "What a model said."
-    text:str
-    ended:bool       # by itself; else it was cut off at `max_new_tokens`
-    n:int            # tokens, without the one that ends
-    ids:tuple=()     # those tokens
+    text:str       # its words, without what was given
+    ended:bool     # by itself; else it was cut off at `max_new_tokens`
+    n:int          # tokens, without the one that ends
+    ids:tuple=()   # those tokens
 
 def _choose(logits, rngs, temperature, top_p):
     "One token id a row of `logits` [rows, vocabulary]."
@@ -129,19 +129,20 @@ def step(self:_Slots):
 # %% ../nbs/03b_decode.ipynb #14759e04
 @torch.inference_mode()
 def decode(
-    model, tokenizer,
-    rows:list[list[int]],           # token ids
-    points:list|None=None,          # (row, n): go on after the first n tokens of a row; default: after the whole of each
-    max_new_tokens:int=64,
-    slots:int=64,                   # branches continued at one time
-    temperature:float=0.,           # 0: greedy
-    top_p:float=1.,
-    seed:int=0,                     # for sampling
-    keys:list|None=None,            # what a point is called in its seed; default: its number
-    processors:list|None=None,      # a `LogitsProcessor` of `transformers` (or None) for each point: it sees the point's tokens, [1, tokens], and changes its logits
-    desc:str|None=None,             # shown beside the progress bar; no bar without it
-    done=None,                      # called as done(point number, Continuation) when one is ready
-)->list[Continuation]:              # one a point
+    model,                       # a causal LM, with or without adapters
+    tokenizer,                   # its tokenizer
+    rows:list[list[int]],        # token ids
+    points:list|None=None,       # (row, n): go on after the first n tokens of a row; default: after the whole of each
+    max_new_tokens:int=64,       # of each point, at most
+    slots:int=64,                # branches continued at one time
+    temperature:float=0.,        # 0: greedy
+    top_p:float=1.,              # share of the probability that is sampled from; 1: all
+    seed:int=0,                  # for sampling
+    keys:list|None=None,         # what a point is called in its seed; default: its number
+    processors:list|None=None,   # a `LogitsProcessor` of `transformers` (or None) for each point: it sees the point's tokens, [1, tokens], and changes its logits
+    desc:str|None=None,          # shown beside the progress bar; no bar without it
+    done=None,                   # called as done(point number, Continuation) when one is ready
+)->list[Continuation]:           # one a point
     "Continue each point; greedy text as `generate` gives it, one prompt at a time."
     points = [(i, len(r)) for i,r in enumerate(rows)] if points is None else list(points)
     for i,n in points:

@@ -14,7 +14,7 @@ from peft import PeftModel
 
 # %% ../nbs/06f_dpo.ipynb #64bc602e
 def preference_ids(
-    tokenizer,
+    tokenizer,            # whose chat template is used
     row:dict,             # prompt, chosen and rejected, as conversations of one message each
     max_length:int=512,   # tokens of prompt and response; longer responses are cut
 )->dict:                  # prompt_ids, chosen_ids, rejected_ids
@@ -25,7 +25,11 @@ def preference_ids(
     return dict(prompt_ids=q, **{f"{c}_ids": (text_ids(tokenizer, say(c))+response_end(tokenizer))[:room] for c in ("chosen","rejected")})
 
 # %% ../nbs/06f_dpo.ipynb #4707eb39
-def preference_table(tokenizer, triples, max_length:int=512)->Dataset:
+def preference_table(
+    tokenizer,            # whose chat template is used
+    triples,              # rows with prompt, safe, harmful
+    max_length:int=512,   # tokens of prompt and response; longer responses are cut
+)->Dataset:
     "All preferences of `triples` in tokens; an error names the triple."
     def one(i, row):
         try: return preference_ids(tokenizer, row, max_length)
@@ -43,13 +47,14 @@ def _dpo_trainer():
 
 # %% ../nbs/06f_dpo.ipynb #26bdbdc4
 def train_dpo(
-    model, tokenizer,        # from `models.load`, in mode lora, qlora or full; the model to start from is the reference, too
-    triples,                 # rows with prompt, safe (chosen) and harmful (rejected)
-    out,                     # folder for checkpoints and, at the end, the model or adapter
-    max_length:int=512,      # tokens of prompt and response
-    callbacks=None,
-    **kwargs                 # any of `trl.DPOConfig`, such as beta, learning_rate, num_train_epochs
-):                           # TRL's trainer; its `state.log_history` holds the curves
+    model,                # from `models.load`, in mode lora, qlora or full; where it starts is the reference, too
+    tokenizer,            # its tokenizer
+    triples,              # rows with prompt, safe (chosen) and harmful (rejected)
+    out,                  # folder for checkpoints and, at the end, the model or adapter
+    max_length:int=512,   # tokens of prompt and response
+    callbacks=None,       # of the Trainer
+    **kwargs              # any of `trl.DPOConfig`, such as beta, learning_rate, num_train_epochs
+):                        # TRL's trainer; its `state.log_history` holds the curves
     "Prefer safe to harmful responses (DPO) and save the result into `out`; goes on from the last complete checkpoint there."
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     Config, PreferenceTrainer = _dpo_trainer()

@@ -161,12 +161,14 @@ def _judged(df, cases, judges, kept, bar=None):
 @dataclass(repr=False)
 class Evaluation:
     "What came out."
-    rows:pd.DataFrame       # one row a response
-    record:dict             # models, settings, perplexity, curves, versions
-    folder:Path
+    rows:pd.DataFrame   # one row a response
+    record:dict         # models, settings, perplexity, curves, versions
+    folder:Path         # that holds rows.parquet and run.json
 
     @classmethod
-    def load(cls, folder):
+    def load(cls,
+        folder,        # `out` of `evaluate`
+    ):
         "An evaluation from its folder."
         folder = Path(folder)
         try: return cls(pd.read_parquet(folder/"rows.parquet"), json.loads((folder/"run.json").read_text(encoding="utf-8")), folder)
@@ -190,18 +192,18 @@ def _read_texts(asked, name, who, helpful, curves, kept):
 
 # %% ../nbs/12c_evaluate.ipynb #c7c6ce70
 def evaluate(
-    models:dict,               # name → adapter folder, None for the base, (model, tokenizer), `Recheck` or `Endpoint`
-    attacks,                   # `attacks.Case`s, and names of attacks to make from `questions`
-    judges,                    # a judge, or several; the first one's verdict is `unsafe`
-    out,                       # folder of this evaluation; the same call goes on from what is there
-    questions=None,            # for names in `attacks`: strings, or rows with prompt and harmful
-    decoding:Decoding=Decoding(),
-    base="demo",               # what adapters sit on, see `compare.Models`
-    helpful=None,              # held-out rows with prompt and response, for perplexity; default: the demo's
-    curves=(),                 # held-out rows with prompt and harmful, for refusal curves
-    slots:int=64,              # responses written at one time
-    bar:str|None="",           # before the names of progress bars; None: no bars
-    **kwargs                   # of `models.load`, for the base
+    models:dict,                    # name → adapter folder, None for the base, (model, tokenizer), `Recheck` or `Endpoint`
+    attacks,                        # `attacks.Case`s, and names of attacks to make from `questions`
+    judges,                         # a judge, or several; the first one's verdict is `unsafe`
+    out,                            # folder of this evaluation; the same call goes on from what is there
+    questions=None,                 # for names in `attacks`: strings, or rows with prompt and harmful
+    decoding:Decoding=Decoding(),   # how responses are written
+    base="demo",                    # what adapters sit on, see `compare.Models`
+    helpful=None,                   # held-out rows with prompt and response, for perplexity; default: the demo's
+    curves=(),                      # held-out rows with prompt and harmful, for refusal curves
+    slots:int=64,                   # responses written at one time
+    bar:str|None="",                # before the names of progress bars; None: no bars
+    **kwargs                        # of `models.load`, for the base
 )->Evaluation:
     "Ask every model everything, have it judged, and write rows.parquet and run.json into `out`."
     judges, out = list(judges) if isinstance(judges, (list,tuple)) else [judges], Path(out)

@@ -33,11 +33,11 @@ _ENDS = tuple(".!?…:)]\"'”’*`。！？")
 
 # %% ../nbs/03d_gates.ipynb #2aad0287
 def row_gates(
-    row:dict,              # prompt, safe, harmful
-    min_harmful:int=10,    # words
-    min_safe:int=3,
-    early:int=25,          # a refusal that begins within so many words makes r̂ one; later it is an afterthought
-)->list[str]:              # names of the gates that it does not pass
+    row:dict,             # prompt, safe, harmful
+    min_harmful:int=10,   # words
+    min_safe:int=3,       # words
+    early:int=25,         # a refusal that begins within so many words makes r̂ one; later it is an afterthought
+)->list[str]:             # names of the gates that it does not pass
     "What is wrong with a row by itself."
     if not (row["prompt"] and row["safe"] and row["harmful"]): return ["missing"]
     out, f = [], find_refusal(" ".join(row["harmful"].split(None, early+20)[:early+20]))     # what comes later does not count, and a search through long text costs
@@ -55,7 +55,9 @@ def _shingles(text):
     w = re.findall(r"\w+", text.lower())
     return [*w, *map(" ".join, zip(w, w[1:]))] or [text]
 
-def shingles(text:str)->set:
+def shingles(
+    text:str,          # any text
+)->set:
     "Words and pairs of neighbouring words, in lower case."
     return {*_shingles(text)}
 
@@ -82,8 +84,8 @@ def near_duplicates(
     texts,                # callable: slice → list of texts, so that they may stay on disk
     n:int,                # how many there are
     threshold:float=.8,   # Jaccard similarity
-    batch:int=500,
-    desc:str|None=None,
+    batch:int=500,        # texts hashed at one time
+    desc:str|None=None,   # shown beside the progress bar; no bar without it
 )->dict:                  # row → the earlier row it nearly repeats
     "Rows that are nearly an earlier row; MinHash misses about one in ten of those that are just at the threshold."
     if not 0 < threshold <= 1: raise ValueError(f"threshold={threshold}: give a similarity above 0 and up to 1")
@@ -102,7 +104,11 @@ def near_duplicates(
 # %% ../nbs/03d_gates.ipynb #215be33d
 class Contamination:
     "The evaluation prompts in use; ask it about a training prompt."
-    def __init__(self, sets:dict, threshold:float=.6, run:int=8):
+    def __init__(self,
+        sets:dict,            # name → prompts
+        threshold:float=.6,   # Jaccard similarity from which a whole prompt counts as one of them, 0 … 1
+        run:int=8,            # so many of their words in a row give one away
+    ):
         self.names = [(n,p) for n,ps in sets.items() for p in ps]
         self.sets, self.threshold, self.run, self.runs, self.byword = [shingles(p) for _,p in self.names], threshold, run, {}, {}
         for i,(_,p) in enumerate(self.names):
@@ -112,7 +118,9 @@ class Contamination:
             for x in self.sets[i]: self.byword.setdefault(x, []).append(i)
         self.lengths = sorted({len(k) for k in self.runs})
 
-    def __call__(self, prompt:str):
+    def __call__(self,
+        prompt:str,    # of a training row
+    ):
         "(name of the set, its prompt, how similar) of the evaluation prompt that `prompt` gives away, or `None`."
         w, s = re.findall(r"\w+", prompt.lower()), shingles(prompt)
         rare = sorted(s, key=lambda x: (len(self.byword.get(x, ())), x))[:len(s)-math.ceil(self.threshold*len(s))+1]      # one of these is in whatever is similar enough
@@ -123,7 +131,9 @@ class Contamination:
                 if (i := self.runs.get(tuple(w[j:j+k]))) is not None: return *self.names[i], jaccard(s, self.sets[i])
 
 # %% ../nbs/03d_gates.ipynb #3ca8624c
-def evaluation_sets(more=None)->dict:
+def evaluation_sets(
+    more=None,         # name → prompts, beside the demo's
+)->dict:
     "Prompts the kit evaluates on by default, and those of `more` (name → prompts)."
     dd = demo_data()
     return {"demo harmful": dd["harmful_eval"]["prompt"][:], "demo benign": dd["benign_eval"]["prompt"][:], **(more or {})}

@@ -27,12 +27,16 @@ def xstest_cases(
     return [Case("xstest", l, p, p) for l in ("safe","unsafe") for p in t.prompt[t.label==l].iloc[::every]]
 
 # %% ../nbs/12e_helpful.ipynb #3ac2fe60
-def harmless_cases(rows)->list[Case]:
+def harmless_cases(
+    rows,              # with prompt, and kind if there is one
+)->list[Case]:
     "Harmless questions (rows with prompt, and kind if there is one) as cases: a refusal among them is over-refusal."
     return [Case("harmless", r.get("kind", ""), r["prompt"], r["prompt"]) for r in rows]
 
 # %% ../nbs/12e_helpful.ipynb #ce4977c1
-def over_refusal(rows:pd.DataFrame)->pd.DataFrame:
+def over_refusal(
+    rows:pd.DataFrame,   # an evaluation's rows, a response each
+)->pd.DataFrame:
     "Share refused of the questions that are harmless, and of XSTest's unsafe half, with 95% intervals; of the rows of an evaluation."
     mine = rows[rows.attack.isin(("xstest","harmless"))]
     out = [dict(model=m, set=f"{a} {s}".strip(), wanted="refusals" if s=="unsafe" else "answers") | rate(g.refused.dropna().astype(bool)) | dict(errors=int(g.refused.isna().sum())) for (m,a,s),g in mine.groupby(["model","attack","setting"], sort=False)]
@@ -74,14 +78,15 @@ def local_tasks(
 
 # %% ../nbs/12e_helpful.ipynb #143a8354
 def lm_eval_scores(
-    model, tokenizer,
-    tasks,                     # names, such as gsm8k, mmlu, or those of `local_tasks`
-    folder=None,               # where tasks of one's own lie
-    limit=None,                # questions of each task
-    batch_size:int=8,
-    chat:bool=True,            # in the model's chat template
-    **kwargs                   # of `lm_eval.simple_evaluate`
-)->pd.DataFrame:               # task, metric, value, stderr, n
+    model,              # a causal LM, with or without adapters
+    tokenizer,          # its tokenizer
+    tasks,              # names, such as gsm8k, mmlu, or those of `local_tasks`
+    folder=None,        # where tasks of one's own lie
+    limit=None,         # questions of each task
+    batch_size:int=8,   # requests at one time
+    chat:bool=True,     # in the model's chat template
+    **kwargs            # of `lm_eval.simple_evaluate`
+)->pd.DataFrame:        # task, metric, value, stderr, n
     "Helpfulness by lm-eval's evaluator, on the model in memory."
     try: from lm_eval import simple_evaluate; from lm_eval.models.huggingface import HFLM; from lm_eval.tasks import TaskManager
     except ImportError: raise ImportError("GSM8K and MMLU need the package lm-eval: pip install 'derta_kit[eval]'") from None

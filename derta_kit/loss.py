@@ -46,7 +46,10 @@ def head_logits(
 
 # %% ../nbs/05_loss.ipynb #b1a5e002
 @contextmanager
-def as_forward(module, f):
+def as_forward(
+    module,            # whose forward is replaced
+    f,                 # takes what the forward takes
+):
     "While this lasts, calling `module` calls `f`, inside all that hangs on its forward: hooks that gather a sharded weight, DDP, autocast."
     was = module.__dict__.get("forward")
     module.forward = f
@@ -57,7 +60,7 @@ def as_forward(module, f):
 
 # %% ../nbs/05_loss.ipynb #b5e34df7
 def target_logprobs(
-    model,
+    model,             # a causal LM, with or without adapters
     batch:dict,        # from `prefix_tree.collate`
     chunk:int=256,     # targets whose logits exist at one time
 )->torch.Tensor:       # [N] float32, natural log
@@ -82,7 +85,9 @@ def step_total(
 
 # %% ../nbs/05_loss.ipynb #b1a5e004
 @contextmanager
-def router_logits(model):
+def router_logits(
+    model,             # a causal LM, with or without adapters
+):
     "Yield a list that holds, after a forward, the router logits of each layer, if the model's configuration asks for its auxiliary loss."
     lm, kept = unwrap(model), []
     on = getattr(lm.config.get_text_config(), "output_router_logits", False)
@@ -92,7 +97,9 @@ def router_logits(model):
         if keep: keep.remove()
 
 # %% ../nbs/05_loss.ipynb #2983f3d3
-def real_tokens(batch)->torch.Tensor:
+def real_tokens(
+    batch,             # from `prefix_tree.collate`
+)->torch.Tensor:
     "1 where a row holds a token, 0 where it is padded; long [B, L]."
     m = batch["attention_mask"]
     if m.ndim==2: return m
@@ -114,12 +121,12 @@ def router_loss(
 
 # %% ../nbs/05_loss.ipynb #b1a5e005
 def tree_loss(
-    model,
-    batch:dict,             # from `prefix_tree.collate`
-    norm:str="token",       # see the table above
-    total=None,             # divisor of the whole step; default: of this batch
-    chunk:int=256,
-)->tuple:                   # (loss, parts)
+    model,              # a causal LM, with or without adapters
+    batch:dict,         # from `prefix_tree.collate`
+    norm:str="token",   # see the table above
+    total=None,         # divisor of the whole step; default: of this batch
+    chunk:int=256,      # targets whose logits exist at one time
+)->tuple:               # (loss, parts)
     "The loss of a batch, and for each of `KINDS` its sum of −log P, sum of P and count (detached, [3, 3])."
     with router_logits(model) as routed: logp = target_logprobs(model, batch, chunk)
     mine = step_total([batch], norm)

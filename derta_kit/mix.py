@@ -42,7 +42,7 @@ def read_pairs(
     kind:str="helpful",       # what rows without a column `kind` are called, for `mixed`
     on_error:str="raise",     # "raise" at the first bad row, or "skip" it, counted and listed in a warning
     columns:dict|None=None,   # for a layout of your own: dict(prompt=…, response=…)
-    split:str="train",
+    split:str="train",        # of a hub data set, or of files named after splits
 )->Dataset:                   # columns prompt, response, kind
     "Helpful pairs from Alpaca, chat `messages`, ShareGPT, prompt–completion or our own layout; `DataError` names file, line and field."
     if on_error not in ("raise","skip"): raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
@@ -93,10 +93,10 @@ def mixed(
 
 # %% ../nbs/02b_mix.ipynb #bf3932dd
 def mixture(
-    parts:dict,       # name → (rows, weight)
-    n:int,            # rows in all
-    seed:int=0,
-)->list:              # rows with `kind` set to the name of their part
+    parts:dict,        # name → (rows, weight)
+    n:int,             # rows in all
+    seed:int=0,        # of the order
+)->list:               # rows with `kind` set to the name of their part
     "`n` rows, each part in proportion to its weight; a part that is too small is gone through again, shuffled anew."
     if not parts or any(w < 0 for _,w in parts.values()) or not (total := sum(w for _,w in parts.values())): raise ValueError("give each part a weight of 0 or more, and at least one above 0")
     share = {k: n*w/total for k,(_,w) in parts.items()}

@@ -70,10 +70,12 @@ def _targets(ids, weight, kind): return list(map(Target._make, zip(range(len(ids
 
 # %% ../nbs/04_objectives.ipynb #a6dca161
 def triple_tree(
-    q:list, r:list, h:list,   # token ids of prompt, safe response with its end, harmful response without
-    refusal:int,              # the refusal token's id
-    o:Objective,
-    rng:random.Random,
+    q:list,              # token ids of the prompt
+    r:list,              # of the safe response, with its end
+    h:list,              # of the harmful response, without
+    refusal:int,         # the refusal token's id
+    o:Objective,         # which targets it carries
+    rng:random.Random,   # draws the cuts
 )->Tree:
     "The tree of a triple with the targets of objective `o`. r̂ has an RTO target before each of its tokens and at its end."
     room = o.max_length - len(q)
@@ -89,9 +91,10 @@ def triple_tree(
 
 # %% ../nbs/04_objectives.ipynb #02bd96d9
 def sft_tree(
-    q:list, r:list,        # token ids of prompt and response with its end
-    max_length:int=512,
-    kind:int=HELPFUL,
+    q:list,               # token ids of the prompt
+    r:list,               # of the response, with its end
+    max_length:int=512,   # tokens on the path; a longer response is cut
+    kind:int=HELPFUL,     # whose targets these are, see `KINDS`
 )->Tree:
     "MLE on an ordinary pair."
     if len(q) > max_length-2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
@@ -101,11 +104,11 @@ def sft_tree(
 
 # %% ../nbs/04_objectives.ipynb #3667ee10
 def paper_tree(
-    tokenizer,
-    row:dict,             # prompt, safe, harmful
-    i:int,                # its number among the triples: every third has an empty prefix
-    o:Objective,
-    rng:random.Random,
+    tokenizer,           # its tokenizer
+    row:dict,            # prompt, safe, harmful
+    i:int,               # its number among the triples: every third has an empty prefix
+    o:Objective,         # with recipe="paper"
+    rng:random.Random,   # draws the cuts
 )->Tree:
     "The two rows of a triple in the DeRTa release, as one tree (release, data preparation and `recipe=\"paper\"` of this kit's design)."
     enc = lambda s, bos=False: ([tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []) + text_ids(tokenizer, s)
@@ -130,11 +133,11 @@ def _column(rows, name):
 class TreeDataset:
     "Trees of triples and helpful pairs, by row; redrawn each epoch. Text becomes tokens when a row is asked for, so a `Dataset` on disk stays there."
     def __init__(self,
-        tokenizer,
-        triples,                 # rows with prompt, safe, harmful
-        helpful=(),              # rows with prompt, response
-        o:Objective=Objective(),
-        seed:int=0,
+        tokenizer,                 # its tokenizer
+        triples,                   # rows with prompt, safe, harmful
+        helpful=(),                # rows with prompt, response
+        o:Objective=Objective(),   # which targets the trees carry
+        seed:int=0,                # of the cuts
     ):
         self.tok, self.o, self.seed, self.epoch = tokenizer, o, seed, 0
         self.refusal, self.end = refusal_token_id(tokenizer, o.word), response_end(tokenizer)
@@ -175,8 +178,11 @@ def __getitem__(self:TreeDataset, n)->Tree:
 @dataclass
 class TreeCollator:
     "Trees to a batch, for `DataLoader` and `Trainer`; see `prefix_tree.collate`."
-    budget:int|None=None          # pack into rows of so many tokens
-    limit:float=float("inf")      # from `tree_limit(model)`
-    pad_id:int=0
-    blocks:bool=False             # from `takes_blocks(model)`
-    def __call__(self, trees): return collate(trees, self.budget, self.limit, self.pad_id, self.blocks)
+    budget:int|None=None       # pack into rows of so many tokens
+    limit:float=float("inf")   # from `tree_limit(model)`
+    pad_id:int=0               # token that fills a row up
+    blocks:bool=False          # from `takes_blocks(model)`
+    def __call__(self,
+        trees,         # of a `TreeDataset`
+    ):
+        return collate(trees, self.budget, self.limit, self.pad_id, self.blocks)

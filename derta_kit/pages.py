@@ -37,8 +37,8 @@ def shown(
 
 # %% ../nbs/13c_pages.ipynb #0c54252e
 def redacted_rows(
-    rows:pd.DataFrame,
-    show:bool=False,
+    rows:pd.DataFrame,   # an evaluation's rows, a response each
+    show:bool=False,     # leave harmful text readable
 )->pd.DataFrame:
     "The rows of an evaluation with their texts as a person may see them: to look at, or to hand on."
     return rows.assign(response=[shown(r, show, 10**9) for r in rows.to_dict("records")], prompt=[p if show or p==q else redact(p) for p,q in zip(rows.prompt, rows.question)], begun=[b and redact(b, show) for b in rows.begun])
@@ -57,7 +57,10 @@ def _models_table(e):
     return pd.DataFrame(out)
 
 # %% ../nbs/13c_pages.ipynb #62202226
-def tables(e:Evaluation, against:str="")->dict:
+def tables(
+    e:Evaluation,      # an evaluation
+    against:str="",    # the model that the others are compared with; default: vanilla, or the first
+)->dict:
     "Every table of a run: name → (DataFrame, a note)."
     r, names = e.rows, list(e.record["models"])
     against = against or ("vanilla" if "vanilla" in names else names[0])
@@ -78,7 +81,9 @@ def tables(e:Evaluation, against:str="")->dict:
     return out
 
 # %% ../nbs/13c_pages.ipynb #e4ab9a01
-def figures(e:Evaluation)->dict:
+def figures(
+    e:Evaluation,      # an evaluation
+)->dict:
     "Pictures of a run: name → matplotlib figure."
     r, out = e.rows, {}
     if r.get("unsafe", pd.Series(dtype="boolean")).notna().any(): out["attack success"] = asr_figure(r)
@@ -118,11 +123,11 @@ def _examples(e, show, each=2):
 
 # %% ../nbs/13c_pages.ipynb #37d9008d
 def write_page(
-    run,                     # an `Evaluation`, or its folder
-    title:str="Does it refuse, wherever it is asked?",
-    show_harmful:bool=False,
-    against:str="",          # the model that the others are compared with; default: vanilla, or the first
-)->Path:                     # the page
+    run,                       # an `Evaluation`, or its folder
+    title:str="Does it refuse, wherever it is asked?",  # of the page
+    show_harmful:bool=False,   # leave harmful text readable
+    against:str="",            # the model that the others are compared with; default: vanilla, or the first
+)->Path:                       # the page
     "Write report.html and report.json into the run's folder, each whole or not at all."
     e = run if isinstance(run, Evaluation) else Evaluation.load(run)
     t, rec, names = tables(e, against), e.record, list(e.record["models"])
@@ -154,9 +159,10 @@ def _write_both(out, a, b, names, both, common, t):
 
 # %% ../nbs/13c_pages.ipynb #e92e0bfb
 def compare_runs(
-    a, b,                   # `Evaluation`s, or folders
-    out=None,               # HTML file to write
-)->pd.DataFrame:            # model, attack, each run's rate, the difference b − a with its interval, pairs
+    a,                 # an `Evaluation`, or its folder
+    b,                 # another
+    out=None,          # HTML file to write
+)->pd.DataFrame:       # model, attack, each run's rate, the difference b − a with its interval, pairs
     "Two runs side by side: attack success of every model that both have, over the cases that both asked."
     a, b = (x if isinstance(x, Evaluation) else Evaluation.load(x) for x in (a, b))
     both = [m for m in a.record["models"] if m in b.record["models"]]

@@ -30,9 +30,9 @@ def mean_curve(
     return np.nanmean(m, 0), 1.96*np.nanstd(m, 0)/np.sqrt(n)
 
 def bias_figure(
-    curves:dict,      # model name → list of arrays [T]
-    ax=None,
-    title:str="How likely is a refusal, once a harmful response r̂ has begun?",
+    curves:dict,       # model name → list of arrays [T]
+    ax=None,           # matplotlib axes to draw on; default: a new figure
+    title:str="How likely is a refusal, once a harmful response r̂ has begun?",  # over the picture
 )->Figure:
     "Mean P(refusal token) before each token of a response, one line a model."
     ax = ax or plt.subplots(figsize=(7,3.2), layout="constrained")[1]
@@ -46,9 +46,9 @@ def bias_figure(
 
 # %% ../nbs/08_plots.ipynb #bc1b432e
 def prefill_figure(
-    refuses:dict,     # model name → {depth: rate record with rate, low, high}
-    ax=None,
-    title:str="Refused, when r̂ is begun for it",
+    refuses:dict,      # model name → {depth: rate record with rate, low, high}
+    ax=None,           # matplotlib axes to draw on; default: a new figure
+    title:str="Refused, when r̂ is begun for it",  # over the picture
 )->Figure:
     "Share of prompts refused at each prefill depth, with 95% intervals."
     ax = ax or plt.subplots(figsize=(5,3.2), layout="constrained")[1]

@@ -25,25 +25,32 @@ class Target(NamedTuple):
 @dataclass
 class Node:
     "A run of tokens that hangs off its parent."
-    ids:list                # token ids
-    parent:int=-1           # index of the parent node; -1 for a root
-    at:int=0                # how many of the parent's tokens it sees
-    targets:list=field(default_factory=list)
+    ids:list                                   # token ids
+    parent:int=-1                              # index of the parent node; -1 for a root
+    at:int=0                                   # how many of the parent's tokens it sees
+    targets:list=field(default_factory=list)   # of its places, see `Target`
 
 # %% ../nbs/03_prefix_tree.ipynb #4e348762
 @dataclass
 class Tree:
     "Nodes, parents before children."
-    nodes:list=field(default_factory=list)
+    nodes:list=field(default_factory=list)   # of `Node`s
     def __len__(self): return sum(len(n.ids) for n in self.nodes)
 
-    def add(self, ids, parent=-1, at=None, targets=())->int:
+    def add(self,
+        ids,           # token ids
+        parent=-1,     # index of the node it hangs off; -1: a root
+        at=None,       # how many of the parent's tokens it sees; default: all
+        targets=(),    # `Target`s, or tuples of their fields
+    )->int:
         "Hang `ids` off node `parent` after `at` of its tokens (default: all); returns the new node's index."
         if parent >= 0: at = len(self.nodes[parent].ids) if at is None else at
         self.nodes.append(Node(list(ids), parent, at or 0, [t if t.__class__ is Target else Target(*t) for t in targets]))
         return len(self.nodes)-1
 
-    def context(self, n:int)->list:
+    def context(self,
+        n:int,         # index of the node
+    )->list:
         "All tokens before node `n`, from its root on."
         p, at = self.nodes[n].parent, self.nodes[n].at
         return [] if p < 0 else self.context(p) + self.nodes[p].ids[:at]
@@ -63,9 +70,9 @@ def _starts(tree):
 
 # %% ../nbs/03_prefix_tree.ipynb #29e32c2c
 def tree_mask(
-    tree:Tree,
-    n:int|None=None,     # row length; what is beyond the tree is padding
-)->torch.Tensor:         # bool [n, n]; True where row i sees column j
+    tree:Tree,         # nodes with their targets
+    n:int|None=None,   # row length; what is beyond the tree is padding
+)->torch.Tensor:       # bool [n, n]; True where row i sees column j
     "Who sees whom. A padded position sees itself alone, so that its softmax is defined."
     n = n or len(tree)
     off, _ = _starts(tree)
@@ -87,7 +94,9 @@ def _predictor(tree, off, n, i):
     return off[n] + i - 1
 
 # %% ../nbs/03_prefix_tree.ipynb #82febd3d
-def common_prefix(seqs)->int:
+def common_prefix(
+    seqs,              # lists of token ids
+)->int:
     "Length of the longest common beginning of several lists."
     a, b = min(seqs), max(seqs)
     return next((i for i,(x,y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
@@ -99,7 +108,10 @@ def _sharable(trees):
     return min([n] + [x.at for t in trees for x in t.nodes[1:] if x.parent==0] + [y.i for t in trees for y in t.nodes[0].targets])
 
 # %% ../nbs/03_prefix_tree.ipynb #819a5273
-def forest(trees, share:int)->Tree:
+def forest(
+    trees,             # of `Tree`s
+    share:int,         # first tokens that all have in common, laid down once
+)->Tree:
     "Several trees as one, their first `share` tokens laid down once."
     out = Tree()
     if share: out.add(trees[0].nodes[0].ids[:share])
@@ -113,7 +125,7 @@ def forest(trees, share:int)->Tree:
 
 # %% ../nbs/03_prefix_tree.ipynb #f3f8d11e
 def pack(
-    trees:list,
+    trees:list,        # of `Tree`s
     budget:int,        # tokens a row; a longer tree gets a row of its own
 )->list[Tree]:
     "Pack trees into rows by first-fit-decreasing, sharing what they all begin with."
@@ -126,8 +138,8 @@ def pack(
 
 # %% ../nbs/03_prefix_tree.ipynb #3cb2fbcb
 def plain(
-    tree:Tree,
-)->list[Tree]:    # one-node trees
+    tree:Tree,         # nodes with their targets
+)->list[Tree]:         # one-node trees
     "The same targets as ordinary sequences, one for each node that has targets: what a model gets that cannot take a tree."
     out = []
     for n,x in enumerate(tree.nodes):
@@ -159,11 +171,11 @@ def block_mask(
 
 # %% ../nbs/03_prefix_tree.ipynb #1395e3bd
 def collate(
-    trees:list,
-    budget:int|None=None,   # pack into rows of so many tokens; None: one row a tree
-    limit:float=float("inf"),  # longest path the model can take in a tree, see `tree_limit`; beyond it, plain rows
-    pad_id:int=0,
-    blocks:bool=False,      # for FlexAttention: who sees whom as `node`, `at` and `sees` instead of a dense mask, see `block_mask`
+    trees:list,                 # of `Tree`s
+    budget:int|None=None,       # pack into rows of so many tokens; None: one row a tree
+    limit:float=float("inf"),   # longest path the model can take in a tree, see `tree_limit`; beyond it, plain rows
+    pad_id:int=0,               # token that fills a row up
+    blocks:bool=False,          # for FlexAttention: who sees whom as `node`, `at` and `sees` instead of a dense mask, see `block_mask`
 )->dict:
     """A batch: `input_ids` and `position_ids` [B, L], `attention_mask` bool [B, 1, L, L] (long [B, L] for plain rows), and for N targets
     `target_pos` (index into B·L), `target_ids`, `target_weight`, `target_kind` [N], and `n_trees`."""
@@ -186,11 +198,16 @@ def collate(
                 target_weight=torch.tensor(w, dtype=torch.float32), target_kind=torch.tensor(k, dtype=torch.long), n_trees=torch.tensor(n_trees))
 
 # %% ../nbs/03_prefix_tree.ipynb #38a4c793
-def takes_blocks(model)->bool:
+def takes_blocks(
+    model,             # a causal LM, with or without adapters
+)->bool:
     "Whether this model is to be given block masks: it was loaded with `attn_implementation=\"flex_attention\"`."
     return unwrap(model).config._attn_implementation=="flex_attention"
 
-def hidden_states(model, batch)->torch.Tensor:
+def hidden_states(
+    model,             # a causal LM, with or without adapters
+    batch,             # from `prefix_tree.collate`
+)->torch.Tensor:
     "Last hidden states [B, L, H] of a collated batch."
     lm, mask = unwrap(model), batch.get("attention_mask")
     if mask is None: mask = block_mask(batch)

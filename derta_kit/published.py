@@ -44,7 +44,9 @@ def _model(file):
     return f"LLaMA3-{'70B' if '70b' in f else '8B'}{'-Instruct' if 'instruct' in f else ''}{how}"
 
 # %% ../nbs/10d_published.ipynb #c40783ca
-def squeeze(text:str)->str:
+def squeeze(
+    text:str,          # any text
+)->str:
     "`text` without whitespace: what detokenising leaves alone."
     return "".join(text.split())
 

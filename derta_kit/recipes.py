@@ -159,8 +159,8 @@ def read_recipe(
 
 # %% ../nbs/06b_recipes.ipynb #35a53f0e
 def accumulation(
-    r:Recipe,
-    world:int=1,     # devices
+    r:Recipe,          # a checked recipe
+    world:int=1,       # devices
 )->int:
     "How many micro-batches a step has on each device."
     if not r.step: return 1
@@ -168,14 +168,16 @@ def accumulation(
     return r.step//(r.batch*world)
 
 # %% ../nbs/06b_recipes.ipynb #e20a173d
-def targets(r:Recipe)->Objective:
+def targets(
+    r:Recipe,          # a checked recipe
+)->Objective:
     "The objective of a recipe."
     return objective(r.objective, **{**dict(cuts=r.cuts, rto_weight=r.rto_weight, max_length=r.max_length), **{k: tuple(v) if isinstance(v, list) else v for k,v in r.targets.items()}})
 
 def arguments(
-    r:Recipe,
-    world:int=1,     # devices
-    cpu:bool=True,
+    r:Recipe,          # a checked recipe
+    world:int=1,       # devices
+    cpu:bool=True,     # train on the CPU
 )->dict:
     "Arguments for `train.fine_tune`."
     warmup = dict(warmup_steps=r.warmup if r.warmup < 1 else int(r.warmup))
@@ -183,7 +185,9 @@ def arguments(
                    budget=r.budget or None, gradient_checkpointing=r.checkpointing, bf16=r.precision=="mixed", use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
 
 # %% ../nbs/06b_recipes.ipynb #9155b9e3
-def loading(r:Recipe)->dict:
+def loading(
+    r:Recipe,          # a checked recipe
+)->dict:
     "Arguments for `models.load`."
     import torch
     dtype = dict(auto=None, fp32=torch.float32, bf16=torch.bfloat16, mixed=None if r.mode=="qlora" else torch.float32)[r.precision]

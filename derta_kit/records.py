@@ -18,7 +18,12 @@ class RowNumber(int): "A place in what has rows but no lines: a Parquet file, a 
 
 class DataError(ValueError):
     "Bad input: says which file, line (or row) and field, and what is wrong with it."
-    def __init__(self, file, line, field, what):
+    def __init__(self,
+        file,          # its name
+        line,          # or `RowNumber`; None: the whole file
+        field,         # in the row; None: the whole row
+        what,          # is wrong, and what to do about it
+    ):
         self.file, self.line, self.field, self.what = str(file), line, field, what
         place = f", {'row' if isinstance(line, RowNumber) else 'line'} {line}" if line else ""
         super().__init__(f"{file}{place}" + (f", field {field!r}" if field else "") + f": {what}")
@@ -131,7 +136,9 @@ def _rows(path, f):
     return _rows_json(path, f) if "json" in kind else _rows_csv(path, f, "\t" if kind==".tsv" else ",")
 
 # %% ../nbs/01b_records.ipynb #74ba7acd
-def file_rows(path):
+def file_rows(
+    path,              # JSON, JSON Lines, CSV, TSV, Parquet or text, compressed or not
+):
     "Yield (line, row or DataError) for each row of a file, compressed or not. What goes wrong inside a parser is a `DataError` too."
     path, n = Path(path), 0
     if foreign := {s.lower() for s in path.suffixes[-2:]} & set(_FOREIGN): yield None, DataError(path, None, None, f"a file that is not read as it is: {_FOREIGN[foreign.pop()]}"); return

@@ -101,8 +101,8 @@ def _safe(rec, show):
     return {**rec, "continuation": rec["continuation"] if rec["refused"] else redact(rec["continuation"], show)}
 
 def redacted(
-    score:dict,          # a scorecard
-    show:bool=False,
+    score:dict,        # a scorecard
+    show:bool=False,   # leave harmful text readable
 )->dict:
     "The scorecard with harmful continuations hidden unless `show`."
     return {**score, "prefilled": [_safe(r, show) for r in score["prefilled"]]}
@@ -121,13 +121,13 @@ def _examples(scores, n=3):
 
 # %% ../nbs/13_report.ipynb #1334a0ab
 def write_report(
-    folder,                    # the run folder
-    scores:dict,               # model name → scorecard
-    rec:dict,                  # from `record`
-    histories:dict|None=None,  # model name → training log, for a figure of each
-    title:str="derta_kit: can it refuse anywhere?",
-    show_harmful:bool=False,
-)->Path:                       # the page
+    folder,                     # the run folder
+    scores:dict,                # model name → scorecard
+    rec:dict,                   # from `record`
+    histories:dict|None=None,   # model name → training log, for a figure of each
+    title:str="derta_kit: can it refuse anywhere?",  # of the page
+    show_harmful:bool=False,    # leave harmful text readable
+)->Path:                        # the page
     "Write report.json, report.html and the figures into `folder`, each whole or not at all."
     folder, scores = Path(folder), {k: redacted(s, show_harmful) for k,s in scores.items()}
     met = goals(scores) if {"vanilla","derta"} <= set(scores) else {}

@@ -43,8 +43,9 @@ def _settings(model):
 
 # %% ../nbs/12b_speak.ipynb #ec8edacb
 def identity(
-    model, tokenizer,    # a causal LM, with or without adapters
-)->str:                  # 32 hex digits
+    model,             # a causal LM, with or without adapters
+    tokenizer,         # its tokenizer
+)->str:                # 32 hex digits
     "A hash that changes when anything changes that decides what the model says."
     h = xxhash.xxh3_128(_settings(model).encode())
     h.update((tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)).encode())
@@ -55,7 +56,7 @@ def identity(
 # %% ../nbs/12b_speak.ipynb #012b22a2
 class Said(NamedTuple):
     "What came back for one case: the model's own words, without what was put into its mouth."
-    text:str=""
+    text:str=""             # its own words; "" if there are none
     n:int|None=None         # tokens; None where the server does not say
     ended:bool=False        # by itself; else it was cut off
     error:str=""            # why there is no text
@@ -65,10 +66,10 @@ class Said(NamedTuple):
 @dataclass(frozen=True)
 class Decoding:
     "How responses are written; greedy."
-    max_new_tokens:int=256
-    temperature:float=0.
-    top_p:float=1.
-    seed:int=0
+    max_new_tokens:int=256   # tokens, at most
+    temperature:float=0.     # 0: greedy
+    top_p:float=1.           # share of the probability that is sampled from; 1: all
+    seed:int=0               # of sampling
 
 # %% ../nbs/12b_speak.ipynb #433ea89c
 def _shared(ids):
@@ -106,9 +107,10 @@ def _in_slots(model, tokenizer, ids, how, d, slots, done):
 
 # %% ../nbs/12b_speak.ipynb #dc811f1e
 def say(
-    model, tokenizer,
+    model,                   # a causal LM, with or without adapters
+    tokenizer,               # its tokenizer
     cases:list,              # `attacks.Case`s
-    d:Decoding=Decoding(),
+    d:Decoding=Decoding(),   # how it is decoded
     done=None,               # called as done(number, Said) when one is ready
     slots:int=64,            # responses written at one time
 )->list[Said]:               # one a case
@@ -129,14 +131,15 @@ class Recheck:
     of:object=None          # the model it guards: as in `compare.Models`, an adapter's folder, None for the base, or (model, tokenizer)
     every:int=16            # tokens between two looks
     threshold:float=.5      # of P(any opener): above it, the response stops and the model refuses
-    openers:tuple=OPENERS
+    openers:tuple=OPENERS   # what opens a refusal
 
 # %% ../nbs/12b_speak.ipynb #7f3b4028
 @torch.inference_mode()
 def p_refusal(
-    model, tokenizer,
+    model,                   # a causal LM, with or without adapters
+    tokenizer,               # its tokenizer
     rows:list[list[int]],    # token ids
-    openers=OPENERS,
+    openers=OPENERS,         # what opens a refusal
     batch_tokens:int=4096,   # tokens in one forward pass
 )->list[float]:
     "P(any opener) right after each row, the whole opener's probability multiplied out."
@@ -165,12 +168,13 @@ def _go_on(model, tokenizer, ids, new, live, ended, every, most, slots):
 # %% ../nbs/12b_speak.ipynb #03e61fad
 @torch.inference_mode()
 def guarded(
-    model, tokenizer,
-    guard:Recheck,
-    cases:list,
-    d:Decoding=Decoding(),
-    done=None,
-    slots:int=64,
+    model,                   # a causal LM, with or without adapters
+    tokenizer,               # its tokenizer
+    guard:Recheck,           # when it looks, and from what on it steps in
+    cases:list,              # `attacks.Case`s
+    d:Decoding=Decoding(),   # greedy
+    done=None,               # called as done(number, `Said`) when one is ready
+    slots:int=64,            # responses written at one time
 )->list[Said]:               # `.stopped` says where the guard stepped in
     "What the model says under a guard; without its stepping in, exactly what it says alone. Greedy only."
     if d.temperature: raise ValueError("a guard is measured with greedy decoding; use temperature=0")
@@ -228,10 +232,10 @@ class _Served(Endpoint):
 
 # %% ../nbs/12b_speak.ipynb #6fd67fb7
 def say_served(
-    endpoint:Endpoint,
-    cases:list,
-    d:Decoding=Decoding(),
-    done=None,
+    endpoint:Endpoint,       # with the model's tokenizer, or without
+    cases:list,              # `attacks.Case`s
+    d:Decoding=Decoding(),   # how it is decoded
+    done=None,               # called as done(number, `Said`) when one is ready
 )->list[Said]:
     "What the model behind an endpoint says to each case; an error is that of its case."
     out = [None]*len(cases)

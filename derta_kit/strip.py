@@ -132,9 +132,9 @@ widget.render({ model, el: document.getElementById("explorer") });
 
 # %% ../nbs/09_strip.ipynb #5d1f0c2a
 def save_page(
-    strip:TokenStrip,
+    strip:TokenStrip,   # as `Explorer` has filled it
     path,               # an .html file
-    prompt:str,
+    prompt:str,         # shown above the strip
     words=None,         # what the strip asks for when text shall be revealed; None: masked for good
 ):
     "Write one self-contained, interactive file."

@@ -54,7 +54,11 @@ FILL = Tree([Node([0])])      # a tree without targets
 
 class Padded(torch.utils.data.Dataset):
     "A dataset filled up to a multiple of `n` rows with trees that carry no target; a tree knows its `row`."
-    def __init__(self, data, n): self.data, self.size = data, -(-len(data)//n)*n
+    def __init__(self,
+        data,          # a map-style dataset of trees
+        n,             # rows that all devices take at a time
+    ):
+        self.data, self.size = data, -(-len(data)//n)*n
     def __len__(self): return self.size
     def __getitem__(self, i):
         if i >= len(self.data): return FILL
@@ -66,7 +70,11 @@ class Padded(torch.utils.data.Dataset):
 # %% ../nbs/06_train.ipynb #358ef806
 class FilledSampler(torch.utils.data.Sampler):
     "The order that a single process draws, and then the filling of a `Padded` dataset."
-    def __init__(self, data:Padded, seed): self.data, self.draw, self.size, self.fill = data, SeedableRandomSampler(range(len(data.data)), data_seed=seed), len(data), range(len(data.data), len(data))
+    def __init__(self,
+        data:Padded,   # filled up
+        seed,          # of the order
+    ):
+        self.data, self.draw, self.size, self.fill = data, SeedableRandomSampler(range(len(data.data)), data_seed=seed), len(data), range(len(data.data), len(data))
     def set_epoch(self, epoch): self.data.set_epoch(epoch); self.draw.set_epoch(epoch)      # accelerate tells only one of the two, in several processes
     def __len__(self): return self.size
     def __iter__(self): yield from self.draw; yield from self.fill
@@ -74,7 +82,9 @@ class FilledSampler(torch.utils.data.Sampler):
 # %% ../nbs/06_train.ipynb #78accb03
 class FillCollator(TreeCollator):
     "A collator that leaves the filling out, and gives a batch of one token without a target where there is nothing else. Adds `rows`."
-    def __call__(self, trees):
+    def __call__(self,
+        trees,         # of a `Padded` dataset
+    ):
         if real := [t for t in trees if t is not FILL]: return {**super().__call__(real), "rows": torch.tensor([t.row for t in real])}
         return {**collate([FILL]), "attention_mask": torch.ones(1, 1, dtype=torch.long), "n_trees": torch.tensor(0)}
 
@@ -82,7 +92,10 @@ class FillCollator(TreeCollator):
 class NotFinite(FloatingPointError):
     "A loss or a gradient that is not a number; nothing was stepped."
 
-def row_names(data, rows):
+def row_names(
+    data,              # a `TreeDataset`, or anything with rows
+    rows,              # their numbers
+):
     "The rows of a batch in words, such as 'triples 3, 17; helpful 5'."
     n = len(data.triples) if hasattr(data, "triples") else None
     if n is None: return "rows " + ", ".join(map(str, rows))
@@ -100,7 +113,14 @@ class DertaTrainer(Trainer):
     "Trainer for trees; takes a `TreeDataset` and `DertaArguments`."
     loss_is_scaled_for_ga = True      # by `step_total`, over the whole step
 
-    def __init__(self, model, args:DertaArguments, train_dataset:TreeDataset, processing_class, eval_dataset=None, **kwargs):
+    def __init__(self,
+        model,                       # from `models.load`, in mode lora, qlora or full
+        args:DertaArguments,         # `TrainingArguments` and ours
+        train_dataset:TreeDataset,   # trees to train on
+        processing_class,            # the tokenizer
+        eval_dataset=None,           # held-out trees
+        **kwargs                     # of `transformers.Trainer`
+    ):
         check_shardable(model, args.engine)
         self.parts = torch.zeros(len(KINDS), 3)
         self.limit = _agree(tree_limit(model) if args.limit is None else args.limit, args)
@@ -182,14 +202,15 @@ def last_checkpoint(
 
 # %% ../nbs/06_train.ipynb #0937cf7a
 def fine_tune(
-    model, tokenizer,           # from `models.load`, in mode lora, qlora or full
-    dataset:TreeDataset,
-    out,                        # folder for checkpoints and, at the end, the model or adapter
-    eval_dataset=None,          # held-out trees
-    callbacks=None,
-    watch=(),                   # callbacks that are made from the trainer, such as `reliable.FiniteGradients`
-    **kwargs                    # any of `DertaArguments`
-)->DertaTrainer:                # its `state.log_history` holds the curves
+    model,                 # from `models.load`, in mode lora, qlora or full
+    tokenizer,             # its tokenizer
+    dataset:TreeDataset,   # trees to train on
+    out,                   # folder for checkpoints and, at the end, the model or adapter
+    eval_dataset=None,     # held-out trees
+    callbacks=None,        # of the Trainer
+    watch=(),              # callbacks that are made from the trainer, such as `reliable.FiniteGradients`
+    **kwargs               # any of `DertaArguments`
+)->DertaTrainer:           # its `state.log_history` holds the curves
     "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there."
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     if (o := getattr(dataset, "o", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
