@@ -48,7 +48,8 @@ class Ablation:
 
     def recipe(self,
         seed,          # of training
-    ):
+    )->DemoRecipe:
+        "The demo's recipe, with the same number of steps for every arm."
         return DemoRecipe(seed=seed, dtype=self.dtype, quick=self.quick, steps=dict.fromkeys(ARMS, self.steps))
 
 # %% ../nbs/13d_ablation.ipynb #b157cb3e

@@ -16,8 +16,8 @@ from fastcore.docments import docments
 # %% ../nbs/14b_train_cli.ipynb #2c87f2f4
 def _parser():
     "Options are the plain fields of `Recipe`, absent unless given."
-    p = argparse.ArgumentParser(prog="derta_train", description="Train an adapter, or a full model, on your triples; goes on from the last checkpoint in `out`.", formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=150))
-    p.add_argument("recipe", help="a recipe (.yaml), or a file or folder of triples")
+    p = argparse.ArgumentParser(prog="derta_train", description="Train an adapter, or a full model, on your triples; the same command goes on from the last checkpoint in OUT.", formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=150))
+    p.add_argument("recipe", help="a recipe (.yaml, such as those in scripts/recipes), or triples: a file, a folder or a hub id")
     p.add_argument("out", nargs="?", help="folder for checkpoints and the result; a recipe may name it", default=argparse.SUPPRESS)
     docs = docments(Recipe)
     for f in fields(Recipe):
@@ -26,8 +26,8 @@ def _parser():
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of a recipe, such as lr=1e-4, lora.r=32 or targets.word=I")
     p.add_argument("--plan", action="store_true", help="print parameters, memory, tokens and hours, and stop; loads no weights")
     p.add_argument("--device", default="", help="with --plan: h200, h100, a100, a100-40, l40s, rtx4090 or cpu")
-    p.add_argument("--devices", type=int, default=0, help="with --plan: how many")
-    p.add_argument("--memory", type=float, default=0, help="with --plan: GB of a device")
+    p.add_argument("--devices", type=int, default=0, help="with --plan: how many of them (default: those of the launcher)")
+    p.add_argument("--memory", type=float, default=0, help="with --plan: GB of memory of a device that is not in the list")
     p.add_argument("--offload", action="store_true", help="with --plan: weights and optimiser in the host's memory")
     return p
 

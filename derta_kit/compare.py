@@ -92,7 +92,8 @@ class Comparison:
     def values(self,
         what,          # prob, rank, logp, opener_mass, kl or recheck
         name,          # of the model
-    ):
+    )->list:           # N arrays [T]
+        "One quantity of one model, response by response."
         return self.kl[name] if what=="kl" else self.recheck[name] if what=="recheck" else [getattr(c, what) for c in self.curves[name]]
 
     def to_frame(self)->pd.DataFrame:

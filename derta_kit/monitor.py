@@ -54,6 +54,7 @@ def line(self:TrainingMonitor,
     last = next((h for h in reversed(state.log_history) if "loss" in h), {})
     return f"step {step}: P(refusal) in held-out r̂ {np.concatenate(probs).mean():.3f}" + "".join(f", {k} {last[k]:.3f}" for k in ("loss_helpful","loss_mle","loss_rto") if k in last)
 
+# %% ../nbs/08b_monitor.ipynb #006c6f79
 @patch
 def show(self:TrainingMonitor,
     state,             # of the Trainer

@@ -184,5 +184,6 @@ class TreeCollator:
     blocks:bool=False          # from `takes_blocks(model)`
     def __call__(self,
         trees,         # of a `TreeDataset`
-    ):
+    )->dict:           # as `prefix_tree.collate`
+        "The trees as a batch."
         return collate(trees, self.budget, self.limit, self.pad_id, self.blocks)

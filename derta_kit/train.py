@@ -84,7 +84,8 @@ class FillCollator(TreeCollator):
     "A collator that leaves the filling out, and gives a batch of one token without a target where there is nothing else. Adds `rows`."
     def __call__(self,
         trees,         # of a `Padded` dataset
-    ):
+    )->dict:           # as `prefix_tree.collate`, and `rows`
+        "The trees as a batch, without the filling."
         if real := [t for t in trees if t is not FILL]: return {**super().__call__(real), "rows": torch.tensor([t.row for t in real])}
         return {**collate([FILL]), "attention_mask": torch.ones(1, 1, dtype=torch.long), "n_trees": torch.tensor(0)}
 

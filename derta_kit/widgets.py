@@ -49,7 +49,7 @@ class Explorer(W.VBox):
         elif self.examples: self.example.value = 0
 
     @property
-    def tok(self): return self.ms.tok
+    def tok(self): "The models' tokenizer."; return self.ms.tok
     def __repr__(self): return f"Explorer of {', '.join(self.ms)} on a response of {len(self.ids)} tokens"
 
 # %% ../nbs/09b_widgets.ipynb #c94775fe
