@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from fastcore.basics import patch
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .data import COLUMNS, data_hash, redact
+from .data import data_hash, redact
 from .models import atomically, text_ids
 from .objectives import Objective, TreeDataset
 from .prefix_tree import pack, plain

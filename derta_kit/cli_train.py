@@ -27,7 +27,7 @@ def _parser():
     p.add_argument("--plan", action="store_true", help="print parameters, memory, tokens and hours, and stop; loads no weights")
     p.add_argument("--device", default="", help="with --plan: h200, h100, a100, a100-40, l40s, rtx4090 or cpu")
     p.add_argument("--devices", type=int, default=0, help="with --plan: how many of them (default: those of the launcher)")
-    p.add_argument("--memory", type=float, default=0, help="with --plan: GB of memory of a device that is not in the list")
+    p.add_argument("--memory", type=float, default=0, help="with --plan: GB of memory of a device (default: what that device has)")
     p.add_argument("--offload", action="store_true", help="with --plan: weights and optimiser in the host's memory")
     return p
 

@@ -15,7 +15,7 @@ from .loss import head_logits
 from .models import load, prompt_ids, text_ids, unwrap
 from .plots import NAMES, _bare, _style
 from .prefix_tree import Tree, collate, hidden_states, tree_limit
-from .probe import _curve, _groups, _opener_mass, _put, _read_positions, pair_ids
+from .probe import _curve, _groups, _opener_mass, _put, _read_positions, _response_trees, pair_ids
 from .refusals import refusal_token_id
 
 # %% ../nbs/07b_compare.ipynb #86628aac
@@ -142,14 +142,6 @@ def plot(self:Comparison):
 def _repr_html_(self:Comparison):
     return pd.DataFrame({n: {"mean P(refusal), position 2 on": np.concatenate([c.prob[2:] for c in cs]).mean(), **({"mean KL to the base, nats": np.concatenate(self.kl[n]).mean()} if n in self.kl else {}),
                              **({"re-checked, mean P(refusal)": np.concatenate(self.recheck[n]).mean()} if n in self.recheck else {})} for n,cs in self.curves.items()}).T.to_html(float_format="{:.3f}".format)
-
-# %% ../nbs/07b_compare.ipynb #10943fdb
-def _response_trees(ids, group):
-    "A tree for each response of a group, every token of it a target."
-    trees = []
-    for j in group:
-        t = Tree(); t.add(ids[j][1], t.add(ids[j][0]), targets=list(enumerate(ids[j][1]))); trees.append(t)
-    return trees
 
 # %% ../nbs/07b_compare.ipynb #39d4aa66
 def _states(ms, ids, group, limits, openers):

@@ -8,6 +8,7 @@ __all__ = ['preference_ids', 'preference_table', 'train_dpo']
 # %% ../nbs/06f_dpo.ipynb #8c4d9407
 from .export import preference_rows
 from .models import prompt_ids, response_end, text_ids
+from .objectives import _room
 from .train import last_checkpoint
 from datasets import Dataset
 from peft import PeftModel
@@ -20,8 +21,7 @@ def preference_ids(
 )->dict:                  # prompt_ids, chosen_ids, rejected_ids
     "A preference in tokens; special tokens inside the texts stay text."
     say = lambda c: row[c][0]["content"]
-    q = prompt_ids(tokenizer, say("prompt")); room = max_length-len(q)
-    if room < 2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
+    q = prompt_ids(tokenizer, say("prompt")); room = _room(q, max_length)
     return dict(prompt_ids=q, **{f"{c}_ids": (text_ids(tokenizer, say(c))+response_end(tokenizer))[:room] for c in ("chosen","rejected")})
 
 # %% ../nbs/06f_dpo.ipynb #4707eb39

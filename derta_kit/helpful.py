@@ -10,7 +10,7 @@ import json, re
 from pathlib import Path
 import pandas as pd
 from .attacks import Case
-from .models import atomically, unwrap
+from .models import atomically
 from .records import records
 from .scorecard import rate
 

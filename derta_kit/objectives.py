@@ -68,6 +68,11 @@ def _keep(targets, n, rng, share):
 # %% ../nbs/04_objectives.ipynb #f65859b9
 def _targets(ids, weight, kind): return list(map(Target._make, zip(range(len(ids)), ids, repeat(weight), repeat(kind))))
 
+def _room(q, max_length):
+    "Tokens that the prompt leaves for a response; `ValueError` if there are hardly any."
+    if len(q) > max_length-2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
+    return max_length-len(q)
+
 # %% ../nbs/04_objectives.ipynb #a6dca161
 def triple_tree(
     q:list,              # token ids of the prompt
@@ -78,8 +83,7 @@ def triple_tree(
     rng:random.Random,   # draws the cuts
 )->Tree:
     "The tree of a triple with the targets of objective `o`. r̂ has an RTO target before each of its tokens and at its end."
-    room = o.max_length - len(q)
-    if room < 2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {o.max_length} leaves no room for a response; raise max_length or shorten the prompt")
+    room = _room(q, o.max_length)
     r, h = r[:room], h[:min(room, math.ceil(len(h)*rng.uniform(o.crop, 1)))] if o.crop < 1 else h[:room]
     ks = _cuts(min(len(h), room-len(r)), rng, o)
     t = Tree(); root = t.add(q)
@@ -97,8 +101,7 @@ def sft_tree(
     kind:int=HELPFUL,     # whose targets these are, see `KINDS`
 )->Tree:
     "MLE on an ordinary pair."
-    if len(q) > max_length-2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
-    t = Tree(); r = r[:max_length-len(q)]
+    t = Tree(); r = r[:_room(q, max_length)]
     t.add(r[:-1], t.add(q), targets=_targets(r, 1., kind))
     return t
 

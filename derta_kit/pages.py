@@ -6,9 +6,9 @@
 __all__ = ['shown', 'redacted_rows', 'tables', 'figures', 'write_page', 'compare_runs']
 
 # %% ../nbs/13c_pages.ipynb #6da617ae
-import base64, io, json
+import base64, json
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+import numpy as np, pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
 from .data import redact
@@ -16,7 +16,7 @@ from .evaluate import Evaluation, HARMLESS
 from .helpful import over_refusal
 from .judges import agreement
 from .models import atomically
-from .plots import NAMES, bias_figure
+from .plots import NAMES, _png, bias_figure
 from .refusals import find_refusal
 from .report import _CSS
 from .tables import BINS, asr, asr_figure, asr_table, cell, paired, position_figure, positions, self_correction, stutter
@@ -106,9 +106,7 @@ _RUN = Environment(autoescape=True).from_string("""<!doctype html><html lang="en
 # %% ../nbs/13c_pages.ipynb #d862474e
 def _html(t): return Markup(t.to_html(index=False, border=0, na_rep="–", float_format="{:.3g}".format))
 
-def _png(f):
-    f.savefig(b := io.BytesIO(), dpi=130, format="png"); plt.close(f)
-    return base64.b64encode(b.getvalue()).decode()
+def _inline(f): return base64.b64encode(_png(f)).decode()
 
 # %% ../nbs/13c_pages.ipynb #6c831a4e
 def _examples(e, show, each=2):
@@ -136,7 +134,7 @@ def write_page(
              f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {', '.join(rec['judges'])}."]
     slim = {**rec, "models": {n: {k: v for k,v in m.items() if k!="curves"} for n,m in rec["models"].items()}}
     page = _RUN.render(title=title, css=Markup(_CSS), subtitle=f"{rec['made']} · torch {rec['versions']['torch']}, transformers {rec['versions']['transformers']}, derta_kit {rec['versions']['derta_kit']}", summary=lines,
-                       figures=[(k, _png(f)) for k,f in figures(e).items()], tables={"Models": (_html(_models_table(e)), "The identity is a hash of all weights and settings.")} | {k: (_html(x), note) for k,(x,note) in t.items()},
+                       figures=[(k, _inline(f)) for k,f in figures(e).items()], tables={"Models": (_html(_models_table(e)), "The identity is a hash of all weights and settings.")} | {k: (_html(x), note) for k,(x,note) in t.items()},
                        examples=_examples(e, show_harmful), columns=["attack","question",*(NAMES.get(n, n) for n in names)], show=show_harmful, record=json.dumps(slim, indent=1, ensure_ascii=False))
     with atomically(e.folder/"report.html") as p: p.write_text(page, encoding="utf-8")
     with atomically(e.folder/"report.json") as p:
@@ -152,7 +150,7 @@ def _write_both(out, a, b, names, both, common, t):
     more = {"Over-refusal": (_html(_pct(pd.concat(over))), "")} if any(map(len, over)) else {}
     changed = [k for k in ("decoding","judges","base","cases") if a.record.get(k)!=b.record.get(k)]
     lines = [f"{len(common)} cases were asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
-    figs = [(n, _png(asr_figure(e.rows[e.rows.model.isin(both)], title=n))) for n,e in zip(names, (a, b))]
+    figs = [(n, _inline(asr_figure(e.rows[e.rows.model.isin(both)], title=n))) for n,e in zip(names, (a, b))]
     page = _RUN.render(title=f"{names[0]} beside {names[1]}", css=Markup(_CSS), subtitle=f"{a.record['made']} · {b.record['made']}", summary=lines, figures=figs,
                        tables={"Attack success": (_html(t), f"Difference: {names[1]} − {names[0]}, paired by case, 95% bootstrap over questions."), "Models": (_html(what), ""), **more}, examples=[], columns=[], record=json.dumps(dict(zip(names, ({k: v for k,v in e.record.items() if k!="models"} for e in (a, b)))), indent=1, ensure_ascii=False))
     with atomically(out) as p: p.write_text(page, encoding="utf-8")

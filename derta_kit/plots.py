@@ -6,6 +6,7 @@
 __all__ = ['STYLE', 'NAMES', 'mean_curve', 'bias_figure', 'prefill_figure', 'demo_figure', 'loss_figure', 'monitor_figure']
 
 # %% ../nbs/08_plots.ipynb #371ed79b
+from io import BytesIO
 import numpy as np
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -16,6 +17,11 @@ STYLE = dict(base=dict(color="#777777", ls=":"), vanilla=dict(color="#D55E00", l
 NAMES = dict(base="base", vanilla="vanilla", recaug="RecAug", rto="RTO only", derta="DeRTa", dpo="DPO", recheck="vanilla, re-checked")
 
 def _style(name): return STYLE.get(name, dict(ls="-"))
+def _png(fig, dpi=130):
+    "A figure as PNG, and closed."
+    fig.savefig(out := BytesIO(), dpi=dpi, format="png"); plt.close(fig)
+    return out.getvalue()
+
 def _bare(ax): ax.spines[["top","right"]].set_visible(False); return ax
 
 # %% ../nbs/08_plots.ipynb #456f454e

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd, torch
 from transformers import DynamicCache
 from transformers.convert_slow_tokenizer import bytes_to_unicode
-from .decode import Continuation, decode
+from .decode import Continuation, _ends, decode
 from .loss import head_logits, target_logprobs
 from .models import context_length, prompt_ids, text_ids, unwrap
 from .prefix_tree import Target, Tree, collate, hidden_states, tree_limit
@@ -129,11 +129,7 @@ def refusal_curves(
     try:
         limit = tree_limit(model)
         for group in _groups(ids, batch_tokens):
-            trees = []
-            for j in group:
-                q, r = ids[j]; t = Tree()
-                t.add(r, t.add(q), targets=list(enumerate(r))); trees.append(t)
-            b = _put(collate(trees, limit=limit), model)
+            b = _put(collate(_response_trees(ids, group), limit=limit), model)
             read, s = _read_positions(head, hidden_states(model, b).flatten(0,1)[b["target_pos"]], refusal, b["target_ids"], top), 0
             for j in group:
                 mass = _opener_mass(model, tokenizer, *ids[j], openers, limit) if openers else None
@@ -158,6 +154,15 @@ def _groups(ids, batch_tokens):
         group.append(i)
     if group: yield group
 
+def _response_trees(ids, group):
+    "A tree for each response of a group, every token of it a target."
+    trees = []
+    for j in group:
+        q, r = ids[j]; t = Tree()
+        t.add(r, t.add(q), targets=list(enumerate(r))); trees.append(t)
+    return trees
+
+# %% ../nbs/07_probe.ipynb #cac8489c
 def refusal_curve(
     model,             # a causal LM, with or without adapters
     tokenizer,         # its tokenizer
@@ -227,8 +232,7 @@ def talk(
 ):                            # yields (the token it would say, what it thinks there); takes the token that is said instead
     "Greedy generation, a token at a time: `send` a token id to have that one said."
     lm, refusal, cache, step = unwrap(model), refusal_token_id(tokenizer, word), DynamicCache(), list(ids)
-    ends = lm.generation_config.eos_token_id; ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
-    head = head_logits(lm)
+    ends, head = _ends(lm, tokenizer), head_logits(lm)
     for _ in range(max_new_tokens):
         h = lm.base_model(input_ids=torch.tensor([step], device=lm.device), past_key_values=cache, use_cache=True).last_hidden_state[0,-1:]
         mine = int(head(h).argmax()); read = _read_positions(head, h, refusal, torch.tensor([mine], device=h.device), top)

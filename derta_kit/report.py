@@ -6,14 +6,14 @@
 __all__ = ['versions', 'record', 'demo_table', 'goals', 'redacted', 'write_report']
 
 # %% ../nbs/13_report.ipynb #729b4d25
-import base64, datetime, io, json, platform
+import base64, datetime, json, platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-import matplotlib.pyplot as plt, pandas as pd
+import pandas as pd
 from jinja2 import Environment
 from .data import redact
 from .models import atomically
-from .plots import NAMES, demo_figure, loss_figure
+from .plots import NAMES, _png, demo_figure, loss_figure
 
 # %% ../nbs/13_report.ipynb #c05cf65d
 def versions()->dict:
@@ -134,7 +134,7 @@ def write_report(
     figs = {"refusal_bias": demo_figure(scores), **{f"training_{k}": loss_figure(h) for k,h in (histories or {}).items()}}
     pngs = {}
     for name,f in figs.items():
-        f.savefig(buf := io.BytesIO(), dpi=130, format="png"); pngs[name] = buf.getvalue(); plt.close(f)
+        pngs[name] = _png(f)
         with atomically(folder/f"{name}.png") as p: p.write_bytes(pngs[name])
     with atomically(folder/"report.json") as p:
         p.write_text(json.dumps(dict(record=rec, goals={k: dict(met=m, value=x) for k,(m,x) in met.items()}, scores=scores), ensure_ascii=False, indent=1), encoding="utf-8")

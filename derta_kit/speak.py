@@ -15,7 +15,7 @@ from .compare import assistant_header
 from .complete import Answer, Endpoint
 from .decode import decode
 from .loss import target_logprobs
-from .models import context_length, text_ids, unwrap
+from .models import context_length, unwrap
 from .prefix_tree import Tree, collate, tree_limit
 from .probe import _branch, _groups, _put, _trie
 from .refusals import OPENERS

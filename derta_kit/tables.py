@@ -9,7 +9,7 @@ __all__ = ['BINS', 'asr', 'cell', 'asr_table', 'paired', 'positions', 'position_
 # %% ../nbs/12d_tables.ipynb #9dd0e5bb
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
-from .plots import NAMES, STYLE, _bare, _style
+from .plots import NAMES, _bare, _style
 from .scorecard import rate, wilson
 
 # %% ../nbs/12d_tables.ipynb #79dd3b72

@@ -7,14 +7,14 @@ __all__ = ['Explorer', 'TrainingMonitor']
 
 # %% ../nbs/09b_widgets.ipynb #7fd6616a
 import html, threading, time
-from io import BytesIO
-import ipywidgets as W, matplotlib.pyplot as plt, numpy as np, pandas as pd
+import ipywidgets as W, numpy as np, pandas as pd
 from IPython.display import display
 from fastcore.basics import patch
 from .compare import Comparison, Models, compare
 from .data import demo_data
 from .models import atomically, prompt_ids, text_ids
 from .monitor import TrainingMonitor
+from .plots import _png
 from .probe import RefusalCurve, rollouts, talk, token_text
 from .refusals import OPENERS, find_refusal
 from .strip import TokenStrip, _look, _model_view, _parts, _view, save_page, strip_figure, visible
@@ -240,10 +240,10 @@ def png(self:Explorer,
     path=None,         # a .png file; None: not written
 )->bytes:
     "The figure as PNG; also written to `path`."
-    fig, out = self.figure(), BytesIO(); fig.savefig(out, dpi=110); plt.close(fig)
+    out = _png(self.figure(), 110)
     if path:
-        with atomically(path) as p: p.write_bytes(out.getvalue())
-    return out.getvalue()
+        with atomically(path) as p: p.write_bytes(out)
+    return out
 
 # %% ../nbs/09b_widgets.ipynb #7d258e80
 @patch
