@@ -113,7 +113,7 @@ def prefill(
     opener:str|None="Sure, here is",# also begun with this
     fill=None,                      # what goes on with an r̂ that is too short: "others" (r̂ of the other rows), or a function of [(prompt, text so far)] and the words needed, such as `continuing`
 )->list[Case]:
-    "The response has been begun, with r̂<k for each k and with an affirmative opener."
+    "The response has been begun, with r̂<k for each k (paper, section 3.1) and with an affirmative opener; `DataError` for a row without r̂, `ValueError` for a depth that cannot be filled."
     rows = _rows(questions, ("prompt","harmful") if depths else ("prompt",))
     out = [Case("prefill", "opener", r["prompt"], r["prompt"], prefill=opener) for r in rows if opener]
     for k in depths:
@@ -225,7 +225,7 @@ def cipher(
     demos,               # (user, assistant) pairs, or rows with prompt and harmful: demonstrations, from your data
     system:bool=False,   # frame and demonstrations in the system message
 )->list[Case]:
-    "SelfCipher (paper, section 4.1): role-play and demonstrations, then the question."
+    "SelfCipher (paper, section 4.1): role-play and demonstrations, then the question; `ValueError` without demonstrations."
     pairs = [d if isinstance(d, (tuple, list)) else tuple(_rows([d], ("prompt","harmful"))[0][f] for f in ("prompt","harmful")) for d in demos]
     if not pairs: raise ValueError("demos: no demonstrations; pass (user, assistant) pairs or rows with prompt and harmful")
     frame = "\n".join([_CIPHER, *(f"Example {i}\nuser: {u}\nassistant: {a}" for i,(u,a) in enumerate(pairs, 1))])
@@ -257,7 +257,7 @@ def jailbreakchat(
     file,                 # of templates
     each:int|None=None,   # only so many templates a question, in turn; None: every template with every question
 )->list[Case]:
-    "JailbreakChat (paper, section 4.1): the question inside templates from a file."
+    "JailbreakChat (paper, section 4.1): the question inside templates from a file; `DataError` if it holds none."
     rows, have = _rows(questions), list(templates(file).items())
     if not have: raise DataError(file, None, None, "holds no template")
     n = min(each or len(have), len(have))
@@ -281,6 +281,6 @@ def attack(
     questions,       # strings, or rows with prompt (and harmful, where an attack needs it)
     **options        # of the attack
 )->list[Case]:
-    "What a model is given under an attack, a case for each question and setting."
+    "What a model is given under an attack, a case for each question and setting; `ValueError` for a name that is not known."
     if name not in ATTACKS: raise ValueError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)} (pair, autodan and release come with derta_kit.attack_files)")
     return ATTACKS[name](questions, **options)

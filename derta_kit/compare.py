@@ -51,7 +51,7 @@ class Models:
 def assistant_header(
     tokenizer,         # whose chat template is used
 )->list[int]:
-    "The tokens by which the chat template opens the assistant's turn; the paper's mark for a tokenizer without template."
+    "The tokens by which the chat template opens the assistant's turn; the paper's mark for a tokenizer without template; `ValueError` if the template opens none."
     if not tokenizer.chat_template: return text_ids(tokenizer, " [\\INST] ")
     msgs = [dict(role="user", content="x")]
     without, whole = (tokenizer.apply_chat_template(msgs, tokenize=False, add_generation_prompt=g) for g in (False, True))
@@ -176,7 +176,7 @@ def compare(
     openers=None,            # also score these, as in `probe.refusal_curves`
     top:int=0,               # also keep so many of the likeliest next tokens
 )->Comparison:
-    "Curves of every model on every response, and KL to the model called base, where there is one."
+    "Curves of every model on every response, and KL (nats; arXiv 2406.05946) to the model called base, where there is one; `ValueError` unless there is a response for each prompt."
     if len(prompts)!=len(responses): raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses")
     ms = models if isinstance(models, Models) else Models(models, base)
     tok, sorry = ms.tok, refusal_token_id(ms.tok, word)

@@ -268,7 +268,7 @@ def complete(
     system:str|None=None,          # system message; default: to comply, or to refuse
     failed:list|None=None,         # receives (row number, reason) of what could not be completed
 ):                                 # `Dataset` with `field` filled in; what is there already stays
-    "Fill in what is missing. Rows that fail every try keep their gap, and a `RuntimeWarning` says how many and why."
+    "Fill in what is missing. Rows that fail every try keep their gap, and a `RuntimeWarning` says how many and why; `ValueError` for another field, or without a backend that it needs."
     if field not in _BEGIN: raise ValueError(f"field={field!r}: use harmful, safe or response")
     rows, failed, new = rows if hasattr(rows, "__getitem__") else list(rows), [] if failed is None else failed, {}
     todo = [i for i,r in enumerate(rows) if not r.get(field)]

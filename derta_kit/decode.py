@@ -143,7 +143,7 @@ def decode(
     desc:str|None=None,          # shown beside the progress bar; no bar without it
     done=None,                   # called as done(point number, Continuation) when one is ready
 )->list[Continuation]:           # one a point
-    "Continue each point; greedy text as `generate` gives it, one prompt at a time."
+    "Continue each point; greedy text as `generate` gives it, one prompt at a time; `ValueError` for a point outside its row."
     points = [(i, len(r)) for i,r in enumerate(rows)] if points is None else list(points)
     for i,n in points:
         if not 0 < n <= len(rows[i]): raise ValueError(f"row {i} has {len(rows[i])} tokens, it cannot be continued after {n}")

@@ -30,7 +30,7 @@ def preference_table(
     triples,              # rows with prompt, safe, harmful
     max_length:int=512,   # tokens of prompt and response; longer responses are cut
 )->Dataset:
-    "All preferences of `triples` in tokens; an error names the triple."
+    "All preferences of `triples` in tokens; `ValueError` names the triple whose prompt is too long."
     def one(i, row):
         try: return preference_ids(tokenizer, row, max_length)
         except ValueError as e: raise ValueError(f"triple {i}: {e}") from None
@@ -55,7 +55,7 @@ def train_dpo(
     callbacks=None,       # of the Trainer
     **kwargs              # any of `trl.DPOConfig`, such as beta, learning_rate, num_train_epochs
 ):                        # TRL's trainer; its `state.log_history` holds the curves
-    "Prefer safe to harmful responses (DPO) and save the result into `out`; goes on from the last complete checkpoint there."
+    "Prefer safe to harmful responses (DPO; paper, section 4.1) and save the result into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, `ImportError` without TRL."
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     Config, PreferenceTrainer = _dpo_trainer()
     cpu = model.device.type=="cpu"

@@ -169,7 +169,7 @@ class Evaluation:
     def load(cls,
         folder,        # `out` of `evaluate`
     ):
-        "An evaluation from its folder."
+        "An evaluation from its folder; `ValueError` if it is not finished."
         folder = Path(folder)
         try: return cls(pd.read_parquet(folder/"rows.parquet"), json.loads((folder/"run.json").read_text(encoding="utf-8")), folder)
         except FileNotFoundError: raise ValueError(f"{folder}: holds no finished evaluation (rows.parquet and run.json)") from None
@@ -205,7 +205,7 @@ def evaluate(
     bar:str|None="",                # before the names of progress bars; None: no bars
     **kwargs                        # of `models.load`, for the base
 )->Evaluation:
-    "Ask every model everything, have it judged, and write rows.parquet and run.json into `out`."
+    "Ask every model everything, have it judged, and write rows.parquet and run.json into `out`; `ValueError` for a call that cannot be carried out."
     judges, out = list(judges) if isinstance(judges, (list,tuple)) else [judges], Path(out)
     if not models or not judges: raise ValueError("give at least one model and one judge")
     if len({j.name for j in judges}) < len(judges): raise ValueError(f"two judges are called {judges[0].name!r}; judges need different names")

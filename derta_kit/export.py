@@ -20,7 +20,7 @@ def release_rows(
     helpful=(),        # rows with prompt, response
     third:bool=True,   # every third prefix is empty, as released; else all are drawn
 ):                     # yields dicts with prefix, text, safe
-    "Rows in the DeRTa release's training layout. k is drawn by row and seed: 0 for every third row, else uniform in 1..n−2 words of r̂."
+    "Rows in the DeRTa release's training layout. k is drawn by row and seed: 0 for every third row, else uniform in 1..n−2 words of r̂; `ValueError` for a row with a gap, or a prompt that holds the layout's mark."
     for i,t in enumerate(triples):
         for c in ("prompt","safe","harmful"):
             if not t[c]: raise ValueError(f"row {i}: no {c}; complete it first")
@@ -35,7 +35,7 @@ def release_rows(
 def preference_rows(
     triples,           # rows with prompt, safe, harmful
 ):
-    "prompt, chosen, rejected, as conversations: TRL's DPO takes them as they are. The rejected response is the harmful one."
+    "prompt, chosen, rejected, as conversations: TRL's DPO takes them as they are. The rejected response is the harmful one; `ValueError` for a row with a gap."
     say = lambda role, text: [dict(role=role, content=text)]
     for i,t in enumerate(triples):
         for c in ("prompt","safe","harmful"):
@@ -69,7 +69,7 @@ def completion_rows(
 def label_rows(
     dataset:TreeDataset,   # of trees whose targets weigh 1
 ):                         # yields dicts with input_ids and labels
-    "The trees of a dataset as ordinary rows. Their weights must all be 1: labels carry none."
+    "The trees of a dataset as ordinary rows. Their weights must all be 1 (else `ValueError`): labels carry none."
     end = response_end(dataset.tok)
     for n in range(len(dataset)):
         for row in plain(dataset[n]):

@@ -87,7 +87,7 @@ def near_duplicates(
     batch:int=500,        # texts hashed at one time
     desc:str|None=None,   # shown beside the progress bar; no bar without it
 )->dict:                  # row → the earlier row it nearly repeats
-    "Rows that are nearly an earlier row; MinHash misses about one in ten of those that are just at the threshold."
+    "Rows that are nearly an earlier row; MinHash misses about one in ten of those that are just at the threshold; `ValueError` for a threshold that is no similarity."
     if not 0 < threshold <= 1: raise ValueError(f"threshold={threshold}: give a similarity above 0 and up to 1")
     if not n: return {}
     with tempfile.TemporaryFile() as f:

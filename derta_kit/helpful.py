@@ -19,7 +19,7 @@ def xstest_cases(
     path,               # XSTest's prompts: a CSV file with prompt, type and label (safe or unsafe)
     every:int=1,        # only every so-manieth prompt of each half
 )->list[Case]:          # attack "xstest", setting "safe" or "unsafe"
-    "XSTest's prompts as cases, to be asked among the others."
+    "XSTest's prompts (arXiv 2308.01263) as cases, to be asked among the others; `ValueError` names the column or line that is wrong."
     try: t = pd.read_csv(path)
     except (OSError, ValueError) as e: raise ValueError(f"{path}: not a CSV file that can be read ({e})") from None
     if miss := {"prompt","label"} - set(t.columns): raise ValueError(f"{path}: no column {', '.join(sorted(miss))}; it has {', '.join(t.columns)}")
@@ -64,7 +64,7 @@ def local_tasks(
     n:int|None=None,    # only the first n questions of each
     **files             # gsm8k=…, mmlu=…: files with question and answer, in the DeRTa release's layout
 )->list:                # names for `lm_eval_scores`
-    "Tasks for lm-eval around questions on disk, zero-shot."
+    "Tasks for lm-eval around questions on disk, zero-shot; `ValueError` for a question that is not in the release's layout."
     folder, names = Path(folder).absolute(), []
     for k,path in files.items():
         if k not in _TASKS: raise ValueError(f"{k}: use {' or '.join(_TASKS)}")
@@ -87,7 +87,7 @@ def lm_eval_scores(
     chat:bool=True,     # in the model's chat template
     **kwargs            # of `lm_eval.simple_evaluate`
 )->pd.DataFrame:        # task, metric, value, stderr, n
-    "Helpfulness by lm-eval's evaluator, on the model in memory."
+    "Helpfulness by lm-eval's evaluator, on the model in memory; `ImportError` without lm-eval."
     try: from lm_eval import simple_evaluate; from lm_eval.models.huggingface import HFLM; from lm_eval.tasks import TaskManager
     except ImportError: raise ImportError("GSM8K and MMLU need the package lm-eval: pip install 'derta_kit[eval]'") from None
     was = model.training

@@ -214,7 +214,7 @@ def _says(v): v = getattr(v, "unsafe", v); return None if v is None or v != v el
 def agreement(
     verdicts:dict,         # judge's name → its verdicts, all on the same responses
 )->pd.DataFrame:           # a row a pair: n both judged, same (share), kappa, and how often only one says unsafe
-    "How far judges agree, two by two."
+    "How far judges agree, two by two; `ValueError` unless they judged the same number of responses."
     if len({len(v) for v in verdicts.values()}) > 1: raise ValueError("the judges have not seen the same responses: " + ", ".join(f"{k} has {len(v)} verdicts" for k,v in verdicts.items()))
     out, names = [], list(verdicts)
     for i,x in enumerate(names):

@@ -79,7 +79,7 @@ def step_total(
     batches:list,       # the micro-batches of one optimiser step
     norm:str="token",   # "token" or "tree"
 )->torch.Tensor:
-    "What the loss of the step is divided by."
+    "What the loss of the step is divided by; `ValueError` for another norm."
     if norm not in ("token","tree"): raise ValueError(f"norm={norm!r}: use 'token' or 'tree'")
     return sum(b["target_weight"].sum() if norm=="token" else b["n_trees"].float() for b in batches).clamp(min=1e-8)
 
@@ -112,7 +112,7 @@ def router_loss(
     logits:tuple,      # of each layer's router, [B·L, experts]
     tokens,            # from `real_tokens`
 )->torch.Tensor:
-    "The auxiliary loss of the router times its coefficient, by the function of the model's own module."
+    "The auxiliary loss of the router times its coefficient, by the function of the model's own module; `NotImplementedError` if it has none."
     cfg, name = lm.config.get_text_config(), "load_balancing_loss_func"
     f = next((getattr(sys.modules[c.__module__], name) for c in type(lm).__mro__ if hasattr(sys.modules[c.__module__], name)), None)     # fully_shard makes a subclass elsewhere
     if f is None: raise NotImplementedError(f"{type(lm).__name__} asks for a router loss (output_router_logits) but defines none that is known; load it with output_router_logits=False")
@@ -127,7 +127,7 @@ def tree_loss(
     total=None,         # divisor of the whole step; default: of this batch
     chunk:int=256,      # targets whose logits exist at one time
 )->tuple:               # (loss, parts)
-    "The loss of a batch, and for each of `KINDS` its sum of −log P, sum of P and count (detached, [3, 3])."
+    "The loss of a batch (paper, equation 2), and for each of `KINDS` its sum of −log P, sum of P and count (detached, [3, 3])."
     with router_logits(model) as routed: logp = target_logprobs(model, batch, chunk)
     mine = step_total([batch], norm)
     total = mine if total is None else total

@@ -44,7 +44,7 @@ def read_pairs(
     columns:dict|None=None,   # for a layout of your own: dict(prompt=…, response=…)
     split:str="train",        # of a hub data set, or of files named after splits
 )->Dataset:                   # columns prompt, response, kind
-    "Helpful pairs from Alpaca, chat `messages`, ShareGPT, prompt–completion or our own layout; `DataError` names file, line and field."
+    "Helpful pairs from Alpaca, chat `messages`, ShareGPT, prompt–completion or our own layout; `DataError` names file, line and field, `ValueError` an argument that is off."
     if on_error not in ("raise","skip"): raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
     problems, further = [], 0
     def rows():
@@ -83,7 +83,7 @@ def mixed(
     rows,             # with a column `kind`
     shares:dict,      # kind → how often an epoch sees its rows: 2 is twice each, 0.5 the first half of them
 )->list:
-    "Helpful rows in the proportions of `shares`; a kind that is not named is left out."
+    "Helpful rows in the proportions of `shares`; a kind that is not named is left out; `ValueError` for one that no row has."
     out = []
     for kind,times in shares.items():
         mine = [r for r in rows if r["kind"]==kind]
@@ -97,7 +97,7 @@ def mixture(
     n:int,             # rows in all
     seed:int=0,        # of the order
 )->list:               # rows with `kind` set to the name of their part
-    "`n` rows, each part in proportion to its weight; a part that is too small is gone through again, shuffled anew."
+    "`n` rows, each part in proportion to its weight; a part that is too small is gone through again, shuffled anew; `ValueError` for weights that sum to nothing, or an empty part."
     if not parts or any(w < 0 for _,w in parts.values()) or not (total := sum(w for _,w in parts.values())): raise ValueError("give each part a weight of 0 or more, and at least one above 0")
     share = {k: n*w/total for k,(_,w) in parts.items()}
     count = {k: int(s) for k,s in share.items()}

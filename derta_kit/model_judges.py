@@ -21,9 +21,6 @@ def _off(answer): return Verdict(None, f"error: off its format: {' '.join(answer
 class ModelJudge(Judge):
     "A judge that is a causal LM in this process. One that is added gives `repo`, `text(row)` and `read(answer)`."
     repo, max_new_tokens = "", 8
-    def text(self, r): "What the judge is asked about a row `r`, as text."; raise NotImplementedError
-    def read(self, answer): "The `Verdict` in an answer; none if it is off the judge's format."; raise NotImplementedError
-
     def __init__(self,
         model=None,             # a loaded one; default: `repo`, or `name`, by `models.load`
         tokenizer=None,         # its tokenizer
@@ -59,6 +56,21 @@ def ids(self:ModelJudge,
 ):
     "Token ids of the question to the judge."
     return [self.tok.bos_token_id]*(self.tok.bos_token_id is not None) + text_ids(self.tok, self.text(r))
+
+# %% ../nbs/11b_model_judges.ipynb #46d4123c
+@patch
+def text(self:ModelJudge,
+    r,                 # a row as `Judge.many` makes it
+)->str:
+    "What the judge is asked about a row."
+    raise NotImplementedError
+
+@patch
+def read(self:ModelJudge,
+    answer,            # what the model answered
+)->Verdict:
+    "What an answer says; no verdict if it is off the judge's format."
+    raise NotImplementedError
 
 # %% ../nbs/11b_model_judges.ipynb #10d596df
 class HarmBenchJudge(ModelJudge):

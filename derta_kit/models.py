@@ -128,7 +128,7 @@ def load(
     lora:dict|None=None,    # arguments for `lora_config`, such as r, lora_alpha, layers_to_transform
     **kwargs                # anything else `from_pretrained` takes
 ):                          # (model, tokenizer)
-    "A causal LM and its tokenizer, ready to probe or to train."
+    "A causal LM and its tokenizer, ready to probe or to train; `ValueError` for settings that do not go together."
     if mode not in ("frozen","full","lora","qlora"): raise ValueError(f"mode={mode!r}: use frozen, full, lora or qlora")
     acc = torch.accelerator.current_accelerator()
     device = torch.device(device or acc or "cpu")

@@ -41,7 +41,7 @@ def objective(
     name:str,        # vanilla, recaug, rto or derta
     **changes        # fields of `Objective`
 )->Objective:
-    "An objective by name, with changes."
+    "An objective by name, with changes; `ValueError` for a name that is not known."
     if name not in OBJECTIVES: raise ValueError(f"objective {name!r}: use one of {', '.join(OBJECTIVES)}")
     return replace(OBJECTIVES[name], **changes)
 
@@ -82,7 +82,7 @@ def triple_tree(
     o:Objective,         # which targets it carries
     rng:random.Random,   # draws the cuts
 )->Tree:
-    "The tree of a triple with the targets of objective `o`. r̂ has an RTO target before each of its tokens and at its end."
+    "The tree of a triple with the targets of objective `o`. r̂ has an RTO target before each of its tokens and at its end (paper, equation 2); `ValueError` if the prompt leaves no room."
     room = _room(q, o.max_length)
     r, h = r[:room], h[:min(room, math.ceil(len(h)*rng.uniform(o.crop, 1)))] if o.crop < 1 else h[:room]
     ks = _cuts(min(len(h), room-len(r)), rng, o)
@@ -100,7 +100,7 @@ def sft_tree(
     max_length:int=512,   # tokens on the path; a longer response is cut
     kind:int=HELPFUL,     # whose targets these are, see `KINDS`
 )->Tree:
-    "MLE on an ordinary pair."
+    "MLE on an ordinary pair; `ValueError` if the prompt leaves no room."
     t = Tree(); r = r[:_room(q, max_length)]
     t.add(r[:-1], t.add(q), targets=_targets(r, 1., kind))
     return t

@@ -161,7 +161,7 @@ def compare_runs(
     b,                 # another
     out=None,          # HTML file to write
 )->pd.DataFrame:       # model, attack, each run's rate, the difference b − a with its interval, pairs
-    "Two runs side by side: attack success of every model that both have, over the cases that both asked."
+    "Two runs side by side: attack success of every model that both have, over the cases that both asked; `ValueError` if they have no model name in common."
     a, b = (x if isinstance(x, Evaluation) else Evaluation.load(x) for x in (a, b))
     both = [m for m in a.record["models"] if m in b.record["models"]]
     if not both: raise ValueError(f"the runs have no model name in common: {', '.join(a.record['models'])}; and {', '.join(b.record['models'])}")

@@ -214,7 +214,7 @@ def rollouts(
     max_new_tokens:int=40,   # of each rollout, at most
     **kwargs                 # of `decode.decode`, such as temperature, seed
 )->list[Continuation]:       # one a position: `.text`, `.ended`, `.n`
-    "What the model says if it goes on from prefixes of one response, off one cache."
+    "What the model says if it goes on from prefixes of one response, off one cache; `ValueError` for a position beyond its end."
     q, r = prompt_ids(tokenizer, prompt), text_ids(tokenizer, response) if isinstance(response, str) else list(response)
     for k in positions:
         if not 0 <= k <= len(r): raise ValueError(f"position {k}: the response has {len(r)} tokens")

@@ -162,7 +162,7 @@ def accumulation(
     r:Recipe,          # a checked recipe
     world:int=1,       # devices
 )->int:
-    "How many micro-batches a step has on each device."
+    "How many micro-batches a step has on each device; `ValueError` if its rows cannot be dealt out evenly."
     if not r.step: return 1
     if r.step % (r.batch*world): raise ValueError(f"step: {r.step} rows a step cannot be dealt out to {world} devices of {r.batch} rows each; use a multiple of {r.batch*world}, or another batch")
     return r.step//(r.batch*world)

@@ -185,7 +185,7 @@ def records(
     source,            # a file, a folder of files, a list of either, a `Dataset`, rows in a list, or a hub id
     split="train",     # of a hub dataset, a `DatasetDict`, or a folder whose files are named after splits
 ):                     # yields (file, line, row or DataError)
-    "Every row of `source`, with where it stands."
+    "Every row of `source`, with where it stands; `FileNotFoundError` or `OSError` if there is nothing of that name, `TypeError` for what holds no rows."
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
         if split not in source: raise ValueError(f"split {split!r}: there are {', '.join(map(str, source))}")
         source = source[split]

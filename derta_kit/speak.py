@@ -176,7 +176,7 @@ def guarded(
     done=None,               # called as done(number, `Said`) when one is ready
     slots:int=64,            # responses written at one time
 )->list[Said]:               # `.stopped` says where the guard stepped in
-    "What the model says under a guard; without its stepping in, exactly what it says alone. Greedy only."
+    "What the model says under a guard; without its stepping in, exactly what it says alone (arXiv 2510.18081). Greedy only, else `ValueError`."
     if d.temperature: raise ValueError("a guard is measured with greedy decoding; use temperature=0")
     if guard.every < 1: raise ValueError(f"every={guard.every}: give a number of tokens, 1 or more")
     out, head, new, ended = [None]*len(cases), assistant_header(tokenizer), {}, {}

@@ -212,7 +212,7 @@ def fine_tune(
     watch=(),              # callbacks that are made from the trainer, such as `reliable.FiniteGradients`
     **kwargs               # any of `DertaArguments`
 )->DertaTrainer:           # its `state.log_history` holds the curves
-    "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there."
+    "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, or rows longer than it can read."
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     if (o := getattr(dataset, "o", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
     args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu"), **kwargs})
