@@ -64,7 +64,10 @@ class Padded(torch.utils.data.Dataset):
         if i >= len(self.data): return FILL
         t = self.data[i]; t.row = i
         return t
-    def set_epoch(self, epoch):
+    def set_epoch(self,
+        epoch,         # of training, from 0
+    ):
+        "Tell the dataset, which may draw anew."
         if hasattr(self.data, "set_epoch"): self.data.set_epoch(epoch)
 
 # %% ../nbs/06_train.ipynb #358ef806
@@ -75,7 +78,11 @@ class FilledSampler(torch.utils.data.Sampler):
         seed,          # of the order
     ):
         self.data, self.draw, self.size, self.fill = data, SeedableRandomSampler(range(len(data.data)), data_seed=seed), len(data), range(len(data.data), len(data))
-    def set_epoch(self, epoch): self.data.set_epoch(epoch); self.draw.set_epoch(epoch)      # accelerate tells only one of the two, in several processes
+    def set_epoch(self,
+        epoch,         # of training, from 0
+    ):
+        "Tell the dataset and the shuffling."
+        self.data.set_epoch(epoch); self.draw.set_epoch(epoch)      # accelerate tells only one of the two, in several processes
     def __len__(self): return self.size
     def __iter__(self): yield from self.draw; yield from self.fill
 

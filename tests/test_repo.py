@@ -63,7 +63,7 @@ def test_every_public_function_says_what_it_does_and_takes():
             if is_dataclass(o) and name not in SILENT: assert not (dumb := [f.name for f in fields(o) if f.name in vars(o).get("__annotations__", {}) and not f.metadata and not docments(o).get(f.name)]), f"{name}.{k}: what is {', '.join(dumb)}?"
         for k,f in todo.items():
             assert f.__doc__ or k.endswith("__init__"), f"{name}.{k} has no docstring"
-            dumb = [p for p in inspect.signature(f).parameters if p != "self" and not docments(f).get(p)]
+            dumb = [p for p in inspect.signature(f).parameters if p != "self" and not docments(f, args_kwargs=True).get(p)]
             assert not dumb or name in SILENT, f"{name}.{k}: what is {', '.join(dumb)}? Say so in a comment behind it, on a line of its own"
 
 
