@@ -27,6 +27,7 @@ def _joined(prompts, questions):
         if -i not in out and -j not in used: out[-i] = questions[-j]; used.add(-j)
     return [out[i] for i in range(len(prompts))]
 
+# %% ../nbs/10b_attack_files.ipynb #42a97bf5
 def matched(
     prompts:list[str],     # attack prompts
     questions:list[str],   # plain questions
@@ -97,6 +98,7 @@ def _behaviors(path, data, questions):
     if miss := [b for b in data if b not in known]: raise DataError(path, None, miss[0], f"this behavior id is not in questions ({len(miss)} of {len(data)} are not)")
     return known
 
+# %% ../nbs/10b_attack_files.ipynb #19c8838e
 def _entries(path, data, questions):
     "(attack or `None`, entries) of a file's content, by its layout."
     rows = data if isinstance(data, list) else []
@@ -118,7 +120,7 @@ def attack_file(
     questions=None,          # plain questions to look for in prompts that stand alone, and to keep; for HarmBench its behaviors CSV, or a dict of id and text
     attack:str|None=None,    # its name; default: as the file or its path says
 )->list[Case]:
-    "The cases in a file that an attack's tool wrote. What has no prompt, or none of the `questions`, is left out and counted in a warning."
+    "The cases in a file that an attack's tool wrote. What has no prompt, or none of the `questions`, is left out and counted in a warning; `DataError` for a layout that is not known."
     path = Path(path); data = _load(path)
     name, entries = _entries(path, data, questions)
     name = attack or name or next((_FILES[w] for w in reversed(re.findall("[a-z0-9]+", str(path).lower())) if w in _FILES), None)
@@ -150,7 +152,7 @@ def release_cases(
     folder,             # data/test of the release
     questions=None,     # keep these only
 )->list[Case]:
-    "The published attack prompts of the DeRTa release, as they are: plain questions, CodeAttack, CompletingAttack, JailbreakChat, SelfCipher."
+    "The published attack prompts of the DeRTa release, as they are: plain questions, CodeAttack, CompletingAttack, JailbreakChat, SelfCipher; `FileNotFoundError` if they are not there."
     folder = Path(folder); plain = folder/"safety_illegal_instructions_200.json"
     if not plain.exists(): raise FileNotFoundError(f"{plain}: not there; pass the release's folder data/test, which has safety_*.json")
     asked = [r["question"] for r in _checked(file_rows(plain))]

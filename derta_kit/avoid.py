@@ -38,10 +38,10 @@ def _starting(tokenizer, letters):
 
 # %% ../nbs/10c_avoid.ipynb #a5925855
 def completing_tokens(
-    tokenizer,
-    context:str,     # text so far
-    openers:tuple,
-)->list[int]:        # token ids
+    tokenizer,         # of the model that decodes
+    context:str,       # text so far
+    openers:tuple,     # what opens a refusal
+)->list[int]:          # token ids
     "The tokens that complete an opener after `context`."
     context, out = _plain(context), list(_inside(tokenizer, tuple(openers)))
     for o in map(_plain, openers):
@@ -52,10 +52,18 @@ def completing_tokens(
 # %% ../nbs/10c_avoid.ipynb #61ac3b93
 class AvoidRefusals(LogitsProcessor):
     "Bar the tokens that complete an opener of a refusal (arXiv 2512.05518)."
-    def __init__(self, how:Avoid, tokenizer, start:int, tail:int=16):
+    def __init__(self,
+        how:Avoid,     # what is avoided, and where
+        tokenizer,     # of the model that decodes
+        start:int,     # tokens before what is generated
+        tail:int=16,   # tokens looked back, in which an opener may have begun
+    ):
         self.how, self.tokenizer, self.start, self.tail = how, tokenizer, start, tail     # start: tokens before what is generated; tail: tokens looked back
 
-    def __call__(self, input_ids, scores):
+    def __call__(self,
+        input_ids,     # token ids so far, [rows, tokens]
+        scores,        # logits of the next token, [rows, vocabulary]
+    ):
         "Scores [rows, vocabulary] after `input_ids` [rows, tokens], what is barred set to -inf."
         if self.how.steps is not None and input_ids.shape[1]-self.start >= self.how.steps: return scores
         out = scores.clone()
@@ -70,8 +78,8 @@ class AvoidRefusals(LogitsProcessor):
 
 # %% ../nbs/10c_avoid.ipynb #8e6a4173
 def processors(
-    cases:list,     # of `attacks.Case`
-    tokenizer,
-)->list:            # one a case, `None` where decoding is plain: for `decode.decode`
+    cases:list,        # of `attacks.Case`
+    tokenizer,         # of the model that decodes
+)->list:               # one a case, `None` where decoding is plain: for `decode.decode`
     "What makes decoding avoid refusals, for each case that asks for it."
     return [c.avoid and AvoidRefusals(c.avoid, tokenizer, len(c.ids(tokenizer))) for c in cases]

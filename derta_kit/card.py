@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from fastcore.basics import patch
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .data import COLUMNS, data_hash, redact
+from .data import data_hash, redact
 from .models import atomically, text_ids
 from .objectives import Objective, TreeDataset
 from .prefix_tree import pack, plain
@@ -21,15 +21,15 @@ from .prefix_tree import pack, plain
 @dataclass(repr=False)
 class DataCard:
     "What a set of triples holds."
-    name:str
-    rows:int
-    hash:str
-    lengths:dict            # column → lengths of its texts
-    unit:str                # "tokens" or "words"
-    categories:Counter
-    sources:Counter
-    gates:object=None       # the table of `gates.gate`
-    examples:list=field(default_factory=list)
+    name:str                                    # its title
+    rows:int                                    # how many triples
+    hash:str                                    # from `data.data_hash`
+    lengths:dict                                # column → lengths of its texts
+    unit:str                                    # "tokens" or "words"
+    categories:Counter                          # category → triples
+    sources:Counter                             # source → triples
+    gates:object=None                           # the table of `gates.gate`
+    examples:list=field(default_factory=list)   # a few rows, r̂ hidden unless asked for
 
     def table(self)->pd.DataFrame:
         "One row a column: how many are there, how long they are."
@@ -68,7 +68,9 @@ def markdown(self:DataCard)->str:
 
 # %% ../nbs/04c_card.ipynb #27dcaf48
 @patch
-def save(self:DataCard, folder):
+def save(self:DataCard,
+    folder,            # made if it is not there
+):
     "Write CARD.md and card.png into `folder`."
     with atomically(Path(folder)/"card.png") as p:
         fig = self.plot(); fig.savefig(p, dpi=110); plt.close(fig)
@@ -86,11 +88,11 @@ def _repr_html_(self:DataCard):
 
 # %% ../nbs/04c_card.ipynb #9ae247c5
 def data_card(
-    ds,                       # triples, or a `gates.Gated`
-    tokenizer=None,           # lengths in its tokens; without, in words
-    name:str="Triples",
-    examples:int=3,           # rows shown
-    show_harmful:bool=False,  # leave r̂ readable
+    ds,                        # triples, or a `gates.Gated`
+    tokenizer=None,            # lengths in its tokens; without, in words
+    name:str="Triples",        # the card's title
+    examples:int=3,            # rows shown
+    show_harmful:bool=False,   # leave r̂ readable
 )->DataCard:
     "Counts, lengths, categories, sources, hash and gates of a set of triples."
     gates = getattr(ds, "table", None) if hasattr(ds, "kept") else None
@@ -104,14 +106,15 @@ def data_card(
 
 # %% ../nbs/04c_card.ipynb #26af7729
 def epoch_preview(
-    tokenizer, triples,
-    helpful=(),
-    o:Objective=Objective(),
-    batch:int=16,           # rows or trees a step
-    budget:int=512,         # tokens a packed row
-    seed:int=0,
-    most:int=2000,          # rows looked at; more are extrapolated from a sample
-)->pd.DataFrame:            # a row for triples, for each kind of helpful rows, and for all
+    tokenizer,                 # whose tokens are counted
+    triples,                   # rows with prompt, safe, harmful
+    helpful=(),                # rows with prompt and response, and kind if there is one
+    o:Objective=Objective(),   # what the trees carry
+    batch:int=16,              # rows or trees a step
+    budget:int=512,            # tokens a packed row
+    seed:int=0,                # of the cuts, and of the sample
+    most:int=2000,             # rows looked at; more are extrapolated from a sample
+)->pd.DataFrame:               # a row for triples, for each kind of helpful rows, and for all
     "What one epoch holds: rows, targets, and tokens as padded separate rows, as trees, and packed."
     rng, out = random.Random(seed), []
     parts = {"triples": (triples, None)}

@@ -6,41 +6,67 @@
 __all__ = ['derta_demo', 'derta_probe']
 
 # %% ../nbs/14_cli.ipynb #fc09bfbd
-import contextlib, json, sys
-from pathlib import Path
-import pandas as pd
-from fastcore.script import call_parse, store_true
+import contextlib, logging, re, sys, warnings
+from fastcore.script import anno_parser, store_true
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # said at import, about an optional kernel that nothing here needs
 
 # %% ../nbs/14_cli.ipynb #1665233d
 @contextlib.contextmanager
 def _polite(stopped="Stopped."):
-    try: yield
-    except KeyboardInterrupt: print(f"\n{stopped}", file=sys.stderr); sys.exit(130)
-    except (ValueError, OSError, ImportError) as e: print(f"error: {e}", file=sys.stderr); sys.exit(2)
+    "Errors a person can mend, and Ctrl-C, as one line and an exit code; warnings as notes."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning); warnings.showwarning = lambda m, *a, **k: print(f"note: {m}", file=sys.stderr)
+        try: yield
+        except KeyboardInterrupt: print(f"\n{stopped}", file=sys.stderr); sys.exit(130)
+        except (ValueError, OSError, ImportError) as e: print(f"error: {e}", file=sys.stderr); sys.exit(2)
 
 # %% ../nbs/14_cli.ipynb #f3d693ff
-@call_parse
-def derta_demo(
-    out:str="runs/demo",       # run folder
-    seed:int=0,                # seed of training
+def _options(
+    f,             # its parameters are the options, their comments the help
+    argv,          # the words of the command line; None: those of this one
+    prog,          # the command's name
+)->dict:
+    "The arguments for `f` that a command line gives; an empty default is not named in the help."
+    parser = anno_parser(f, prog=prog)
+    for a in parser._actions: a.help = re.sub(r" \(default: (False)?\)$", "", a.help or "")
+    return {k: v for k,v in vars(parser.parse_args(argv)).items() if k not in ("pdb","xtra")}
+
+# %% ../nbs/14_cli.ipynb #b1b111de
+def _act(prog, actions, usage, stopped, argv):
+    "Do the action that the first word of the command line names."
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h","--help"): return print(usage.format("\n".join(f"  {k:10s}{f.__doc__}" for k,f in actions.items())))
+    with _polite(stopped):
+        if argv[0] not in actions: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(actions)}")
+        f = actions[argv[0]]; f(**_options(f, argv[1:], f"{prog} {argv[0]}"))
+
+# %% ../nbs/14_cli.ipynb #74851812
+def _demo(
+    out:str="runs/demo",           # run folder; the same command goes on from what is finished there
+    seed:int=0,                    # of training
     show_harmful:store_true=False, # leave harmful text readable in what is written
-    quick:store_true=False,    # two steps on a few rows, to try the path
+    quick:store_true=False,        # two steps on a few rows, to try the path
 ):
     "Train a vanilla and a DeRTa adapter on the demo data, measure them beside the base model, and write a report."
+    from derta_kit.demo import DemoRecipe, run_demo
     with _polite(f"Stopped. What was finished is in {out}; the same command goes on from there."):
-        from derta_kit.demo import DemoRecipe, run_demo
         run_demo(out, DemoRecipe(seed=seed, quick=quick), show_harmful=show_harmful)
 
-# %% ../nbs/14_cli.ipynb #f27673e1
-@call_parse
-def derta_probe(
-    prompt:str,                # the question
-    response:str,              # a response, position by position
-    adapter:str="",            # folder of an adapter
-    model:str="demo",          # "demo", a hub id, or a folder
-    out:str="",                # write OUT.png and OUT.csv
+def derta_demo(
+    argv=None,     # default: those of the command line
 ):
-    "P(refusal token), its rank and the opener mass at each position of a response."
+    "The main job: train, measure, report."
+    _demo(**_options(_demo, argv, "derta_demo"))
+
+# %% ../nbs/14_cli.ipynb #f27673e1
+def _probe(
+    prompt:str,                # the question
+    response:str,              # a response, of which every position is looked at
+    adapter:str="",            # folder of an adapter on that model
+    model:str="demo",          # "demo", a hub id, or a folder
+    out:str="",                # also write OUT.png and OUT.csv
+):
+    "Print P(refusal token), its rank and the opener mass at each position of a response."
     with _polite():
         from derta_kit import models
         from derta_kit.probe import refusal_curve
@@ -50,3 +76,10 @@ def derta_probe(
         if out:
             with models.atomically(f"{out}.png") as p: c.plot().figure.savefig(p, dpi=130)
             with models.atomically(f"{out}.csv") as p: c.to_frame().to_csv(p)
+
+# %% ../nbs/14_cli.ipynb #d8ca1e96
+def derta_probe(
+    argv=None,     # default: those of the command line
+):
+    "The refusal curve of one response."
+    _probe(**_options(_probe, argv, "derta_probe"))

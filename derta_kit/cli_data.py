@@ -7,10 +7,10 @@ __all__ = ['data_check', 'data_convert', 'data_complete', 'data_gate', 'data_car
            'data_demo', 'derta_data']
 
 # %% ../nbs/14a_data_cli.ipynb #8a1a66a7
-import re, sys, warnings
+import re
 from pathlib import Path
-from fastcore.script import anno_parser, store_true
-from .cli import _polite
+from fastcore.script import store_true
+from .cli import _act
 
 # %% ../nbs/14a_data_cli.ipynb #20d1507e
 def _read(source, on_error="raise", columns="", split="train"):
@@ -41,7 +41,7 @@ def data_check(
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
     split:str="train",         # of a hub data set, or of files named after splits
 ):
-    "Read SOURCE, run all gates, and say what it holds and what is wrong with it. Writes nothing."
+    "Read SOURCE, run all gates, and say what it holds and what is wrong with it; writes nothing."
     from derta_kit.gates import gate
     from derta_kit.data import data_hash
     ds = _read(source, on_error, columns, split)
@@ -52,7 +52,7 @@ def data_check(
 # %% ../nbs/14a_data_cli.ipynb #07e86e6f
 def data_convert(
     source:str,                # file, folder or hub id, in any known layout
-    out:str="",                # JSON Lines file to write (needed), in our layout
+    out:str="",                # JSON Lines file to write, in our layout (needed)
     on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
     split:str="train",         # of a hub data set, or of files named after splits
@@ -69,7 +69,7 @@ def data_complete(
     field:str="harmful",       # what to fill in: harmful, safe, or response (helpful answers)
     model:str="demo",          # "demo", a hub id or a folder; with --url the name the server knows it by
     url:str="",                # an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
-    tokenizer:str="",          # with --url: a hub id or folder; for servers without continue_final_message (transformers serve)
+    tokenizer:str="",          # with --url: hub id or folder of the model's own, for servers that cannot go on with a begun response (transformers serve)
     wordings:store_true=False, # safe responses from the kit's wordings instead of a model
     max_new_tokens:int=128,    # of each response
     concurrency:int=16,        # requests in flight, with --url
@@ -90,7 +90,7 @@ def data_complete(
 
 # %% ../nbs/14a_data_cli.ipynb #9ed58b75
 def data_gate(
-    source:str,                # triples
+    source:str,                # file, folder or hub id of triples
     out:str="",                # folder (needed): triples.jsonl, dropped.jsonl, gates.json
     drop:str="missing,refuses,complies,short,duplicate",  # gates whose rows are dropped; add contaminated or truncated
     against:str="",            # further evaluation questions: files or hub ids, with commas
@@ -99,7 +99,7 @@ def data_gate(
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
     split:str="train",         # of a hub data set, or of files named after splits
 ):
-    "Drop what does not pass the gates, and say what and why."
+    "Drop the triples of SOURCE that do not pass the gates, and say which and why."
     from derta_kit import gates as G
     from derta_kit.data import write_jsonl
     _need(out, "--out, a folder"); sets = G.evaluation_sets({a: _read(a)["prompt"][:] for a in against.split(",") if a})
@@ -110,14 +110,14 @@ def data_gate(
 
 # %% ../nbs/14a_data_cli.ipynb #4520d97b
 def data_card(
-    source:str,                # triples
+    source:str,                # file, folder or hub id of triples
     out:str="",                # folder (needed): CARD.md, card.png
     model:str="demo",          # whose tokenizer counts; "" counts words
     show_harmful:store_true=False, # leave harmful text readable in the examples
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
     split:str="train",         # of a hub data set, or of files named after splits
 ):
-    "Counts, lengths, categories, sources, hash and gates, as Markdown and a picture."
+    "Write a card of SOURCE: counts, lengths, categories, sources, hash and gates, as Markdown and a picture."
     from derta_kit import card, gates
     _need(out, "--out, a folder")
     c = card.data_card(gates.gate(_read(source, "raise", columns, split), drop=()), _tokenizer(model) if model else None, Path(source).stem, show_harmful=show_harmful)
@@ -127,10 +127,10 @@ def data_card(
 def data_mix(
     parts:str,                 # FILE=WEIGHT,FILE=WEIGHT,… of helpful pairs: Alpaca, messages, ShareGPT, prompt–completion
     out:str="",                # JSON Lines file to write, for --helpful (needed)
-    rows:int=0,                # in all; 0: as many as the files hold
-    seed:int=0,                # of drawing
+    rows:int=0,                # how many in all; 0: as many as the files hold
+    seed:int=0,                # of the order
 ):
-    "Helpful pairs from several files, in proportion to their weights."
+    "Draw helpful pairs from several files, in proportion to their weights."
     from derta_kit.data import write_jsonl
     from derta_kit.mix import mixture
     _need(out); named = [p.rpartition("=") if "=" in p else (p, "=", "1") for p in parts.split(",") if p]
@@ -143,7 +143,7 @@ def data_mix(
 
 # %% ../nbs/14a_data_cli.ipynb #46fb1083
 def data_preview(
-    source:str,                # triples
+    source:str,                # file, folder or hub id of triples
     helpful:str="",            # helpful pairs: Alpaca, messages, ShareGPT, prompt–completion
     objective:str="derta",     # vanilla, recaug, rto or derta
     cuts:int=2,                # prefixes of r̂ a triple, each pass
@@ -154,14 +154,14 @@ def data_preview(
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
     split:str="train",         # of a hub data set, or of files named after splits
 ):
-    "What one epoch holds, in rows and tokens."
+    "Count what one epoch of SOURCE holds, in rows and tokens."
     from derta_kit import card, objectives as O
     df = card.epoch_preview(_tokenizer(model), _read(source, "raise", columns, split), _pairs(helpful), O.objective(objective, cuts=cuts, max_length=max_length), batch, budget)
     print(df.to_string() + "\n\ntokens: as separate padded rows, as trees, and packed")
 
 # %% ../nbs/14a_data_cli.ipynb #3c8c95a0
 def data_export(
-    source:str,                # triples
+    source:str,                # file, folder or hub id of triples
     out:str="",                # JSON Lines file to write (needed)
     to:str="release",          # release, preference (DPO), completion (SFT) or labels (input_ids, labels)
     helpful:str="",            # helpful pairs that go with them; not for preference
@@ -174,7 +174,7 @@ def data_export(
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
     split:str="train",         # of a hub data set, or of files named after splits
 ):
-    "Write triples in the form that another trainer reads."
+    "Write the triples of SOURCE in the form that another trainer reads."
     from derta_kit import export as E, objectives as O
     from derta_kit.data import write_jsonl
     if to not in ("release","preference","completion","labels"): raise ValueError(f"--to {to}: use release, preference, completion or labels")
@@ -191,7 +191,7 @@ def data_export(
 
 # %% ../nbs/14a_data_cli.ipynb #a62d39f6
 def data_demo(
-    out:str="demo_data",       # folder
+    out:str="demo_data",       # folder to write
     seed:int=0,                # of the sampled harmful responses
 ):
     "Make the demo data again (some twenty-five minutes)."
@@ -214,16 +214,9 @@ From questions alone:
   derta_data card gated/triples.jsonl --out gated
   derta_train gated/triples.jsonl runs/mine"""
 
+# %% ../nbs/14a_data_cli.ipynb #be4c1811
 def derta_data(
     argv=None,     # default: those of the command line
 ):
     "From what you have to triples one can trust."
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h","--help"): return print(_USAGE.format("\n".join(f"  {k:10s}{f.__doc__}" for k,f in _ACTIONS.items())))
-    with _polite("Stopped. What a model has answered is kept; the same command goes on from there."), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning); warnings.showwarning = lambda m, *a, **k: print(f"note: {m}", file=sys.stderr)
-        if argv[0] not in _ACTIONS: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(_ACTIONS)}")
-        parser = anno_parser(_ACTIONS[argv[0]], prog=f"derta_data {argv[0]}")
-        for a in parser._actions: a.help = re.sub(r" \(default: (False)?\)$", "", a.help or "")
-        args = vars(parser.parse_args(argv[1:]))
-        _ACTIONS[argv[0]](**{k:v for k,v in args.items() if k not in ("pdb","xtra")})
+    _act("derta_data", _ACTIONS, _USAGE, "Stopped. What a model has answered is kept; the same command goes on from there.", argv)

@@ -6,10 +6,10 @@
 __all__ = ['eval_run', 'eval_page', 'eval_compare', 'eval_ablation', 'eval_demo', 'derta_eval']
 
 # %% ../nbs/14c_eval_cli.ipynb #b5a12595
-import json, sys
+import json
 from pathlib import Path
-from fastcore.script import anno_parser, store_true
-from .cli import _polite
+from fastcore.script import store_true
+from .cli import _act
 
 # %% ../nbs/14c_eval_cli.ipynb #ae075cb5
 def _model(spec, retries=6):
@@ -29,6 +29,7 @@ def _model(spec, retries=6):
         return name, Endpoint(url, m, retries=retries)
     return name, folder(what)
 
+# %% ../nbs/14c_eval_cli.ipynb #717157e0
 def _questions(source, n):
     "Rows with prompt (and harmful, where there is one) of a file, or the demo's held-out ones."
     from derta_kit.data import demo_data
@@ -45,19 +46,19 @@ def _questions(source, n):
 # %% ../nbs/14c_eval_cli.ipynb #93f1af2b
 def eval_run(
     out:str,                   # folder of the run; the same command goes on from what is there
-    models:str="base",         # NAME=FOLDER,NAME=guard:FOLDER,NAME=URL#MODEL,NAME (the base): see derta_eval --help
-    attacks:str="none,prefill,completing,code", # names of attacks
-    questions:str="demo",      # file of questions, or "demo": its held-out ones
+    models:str="base",         # who is asked, with commas: NAME, NAME=FOLDER, NAME=guard:FOLDER or NAME=URL#MODEL; derta_eval --help says what these are
+    attacks:str="none,prefill,completing,code", # with commas: none, prefill, avoid, completing, code
+    questions:str="demo",      # "demo" (its held-out ones), or a file of yours
     n:int=0,                   # only so many questions; 0: all
     base:str="demo",           # what adapters sit on: "demo", a hub id, or a folder
-    judge_url:str="",          # a second judge: an endpoint that is given the paper's guideline
-    judge_model:str="",        # … and its name there
+    judge_url:str="",          # a second judge: address of a server whose model is given the paper's guideline
+    judge_model:str="",        # what that server calls the model
     xstest:str="",             # XSTest's prompts (CSV), for over-refusal; without: the demo's harmless ones
     max_new_tokens:int=256,    # of each response
     slots:int=64,              # responses written at one time
     show_harmful:store_true=False, # leave harmful text readable in the page
 ):
-    "Ask models under attacks, have it judged, and write rows.parquet, report.html and report.json into OUT."
+    "Ask models under attack, have what they say judged, and write rows.parquet, report.html and report.json into OUT."
     from derta_kit.attacks import attack
     from derta_kit.data import demo_data
     from derta_kit.evaluate import evaluate
@@ -78,27 +79,29 @@ def eval_run(
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, curves=curves, slots=slots)
     print(asr_table(e.rows).to_string(), f"\n\nThe report: {write_page(e, show_harmful=show_harmful)}")
 
+# %% ../nbs/14c_eval_cli.ipynb #3af547c9
 def eval_page(
     run:str,                   # folder of a finished run
-    against:str="",            # the model that the others are compared with
-    show_harmful:store_true=False, # leave harmful text readable
+    against:str="",            # the model that the others are compared with; default: vanilla, or the first
+    show_harmful:store_true=False, # leave harmful text readable in the page
 ):
     "Write report.html and report.json of a finished run again."
     from derta_kit.pages import write_page
     print(write_page(run, against=against, show_harmful=show_harmful))
 
 def eval_compare(
-    a:str, b:str,              # folders of two finished runs
-    out:str="",                # HTML file to write
+    a:str,             # folder of a finished run
+    b:str,             # folder of another
+    out:str="",        # also write the comparison there, as HTML
 ):
-    "Two runs side by side: attack success, difference with its interval, over the cases that both asked."
+    "Set two runs side by side: attack success, difference with its interval, over the cases that both asked."
     from derta_kit.pages import compare_runs
     print(compare_runs(a, b, out or None).to_string(index=False))
 
 # %% ../nbs/14c_eval_cli.ipynb #746239b0
 def eval_ablation(
     out:str="runs/ablation",   # run folder; the same command goes on from what is finished
-    seeds:str="0,1",           # seeds of training
+    seeds:str="0,1",           # of training, with commas
     questions:int=30,          # held-out harmful questions, each under each attack
     first:int=80,              # optimiser steps of the vanilla adapter that all go on from
     steps:int=50,              # further steps of each
@@ -106,17 +109,18 @@ def eval_ablation(
     quick:store_true=False,    # two steps and one question, to try the path
     show_harmful:store_true=False, # leave harmful text readable in the pages
 ):
-    "The paper in small: vanilla, RecAug, RTO only, DeRTa and DPO, over several seeds, under four attacks."
+    "Run the paper in small: vanilla, RecAug, RTO only, DeRTa and DPO, over several seeds, under four attacks."
     from derta_kit.ablation import Ablation, run_ablation
     run_ablation(out, Ablation(tuple(int(s) for s in seeds.split(",")), questions, first=first, steps=steps, max_new_tokens=12 if quick else max_new_tokens, quick=quick), show_harmful)
 
+# %% ../nbs/14c_eval_cli.ipynb #01489816
 def eval_demo(
-    adapter:str="",            # folder of an adapter
+    adapter:str="",            # folder of an adapter on that model
     model:str="demo",          # "demo", a hub id, or a folder
-    out:str="",                # write the scorecard as JSON
-    show_harmful:store_true=False, # leave harmful text readable in it
+    out:str="",                # also write the scorecard there, as JSON
+    show_harmful:store_true=False, # leave harmful text readable in what is written
 ):
-    "The demo's questions for one model: refusal under prefill, over-refusal, stutter, perplexity."
+    "Ask one model the demo's questions: refusal under prefill, over-refusal, stutter, perplexity."
     from derta_kit import data, models
     from derta_kit.report import demo_table, redacted
     from derta_kit.scorecard import scorecard
@@ -127,19 +131,20 @@ def eval_demo(
 
 # %% ../nbs/14c_eval_cli.ipynb #024e20fa
 _EVALS = dict(run=eval_run, page=eval_page, compare=eval_compare, ablation=eval_ablation, demo=eval_demo)
+_USAGE = """usage: derta_eval ACTION [options]        derta_eval ACTION --help says more
+
+Measure it: models under attack, judged, with intervals.
+
+{}
+
+A model is NAME alone (the base), NAME=FOLDER (an adapter on it), NAME=guard:FOLDER (the same, its refusal re-checked while it
+decodes) or NAME=URL#MODEL (what a server calls MODEL). A run of three, one of them guarded, and of one behind a server:
+  derta_eval run runs/a --models base,derta=runs/demo/derta,vanilla+guard=guard:runs/demo/vanilla --attacks none,prefill,completing,code
+  derta_eval run runs/b --models theirs=http://127.0.0.1:8000/v1#llama --attacks none,code --questions mine.jsonl
+  derta_eval compare runs/a runs/b --out side_by_side.html"""
 
 def derta_eval(
     argv=None,     # default: those of the command line
 ):
     "Measure it: attacks, judges, tables, pages."
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h","--help"):
-        print("usage: derta_eval ACTION [options]        derta_eval ACTION --help says more\n\nMeasure it: models under attack, judged, with intervals.\n")
-        for k,f in _EVALS.items(): print(f"  {k:10s}{f.__doc__}")
-        print("\nA run of three models, one of them guarded while decoding, and of a model behind an endpoint:\n  derta_eval run runs/a --models base,derta=runs/demo/derta,vanilla+guard=guard:runs/demo/vanilla --attacks none,prefill,completing,code\n"
-              "  derta_eval run runs/b --models theirs=http://127.0.0.1:8000/v1#llama --attacks none,code --questions mine.jsonl\n  derta_eval compare runs/a runs/b --out side_by_side.html")
-        return
-    with _polite("Stopped. What has been said and judged is kept; the same command goes on from there."):
-        if argv[0] not in _EVALS: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(_EVALS)}. (For the demo's questions on one adapter: derta_eval demo --adapter FOLDER)")
-        args = vars(anno_parser(_EVALS[argv[0]], prog=f"derta_eval {argv[0]}").parse_args(argv[1:]))
-        _EVALS[argv[0]](**{k:v for k,v in args.items() if k not in ("pdb","xtra")})
+    _act("derta_eval", _EVALS, _USAGE, "Stopped. What has been said and judged is kept; the same command goes on from there.", argv)

@@ -16,8 +16,8 @@ from fastcore.docments import docments
 # %% ../nbs/14b_train_cli.ipynb #2c87f2f4
 def _parser():
     "Options are the plain fields of `Recipe`, absent unless given."
-    p = argparse.ArgumentParser(prog="derta_train", description="Train an adapter, or a full model, on your triples; goes on from the last checkpoint in `out`.", formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=150))
-    p.add_argument("recipe", help="a recipe (.yaml), or a file or folder of triples")
+    p = argparse.ArgumentParser(prog="derta_train", description="Train an adapter, or a full model, on your triples; the same command goes on from the last checkpoint in OUT.", formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=150))
+    p.add_argument("recipe", help="a recipe (.yaml, such as those in scripts/recipes), or triples: a file, a folder or a hub id")
     p.add_argument("out", nargs="?", help="folder for checkpoints and the result; a recipe may name it", default=argparse.SUPPRESS)
     docs = docments(Recipe)
     for f in fields(Recipe):
@@ -26,12 +26,15 @@ def _parser():
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of a recipe, such as lr=1e-4, lora.r=32 or targets.word=I")
     p.add_argument("--plan", action="store_true", help="print parameters, memory, tokens and hours, and stop; loads no weights")
     p.add_argument("--device", default="", help="with --plan: h200, h100, a100, a100-40, l40s, rtx4090 or cpu")
-    p.add_argument("--devices", type=int, default=0, help="with --plan: how many")
-    p.add_argument("--memory", type=float, default=0, help="with --plan: GB of a device")
+    p.add_argument("--devices", type=int, default=0, help="with --plan: how many of them (default: those of the launcher)")
+    p.add_argument("--memory", type=float, default=0, help="with --plan: GB of memory of a device (default: what that device has)")
     p.add_argument("--offload", action="store_true", help="with --plan: weights and optimiser in the host's memory")
     return p
 
-def parse(argv):
+# %% ../nbs/14b_train_cli.ipynb #e59f1e48
+def parse(
+    argv,              # the words of the command line
+):
     "(recipe, other options) of a command line."
     a = vars(_parser().parse_args(argv))
     file, rest = a.pop("recipe"), {k: a.pop(k) for k in ("set","plan","device","devices","memory","offload")}
@@ -47,6 +50,7 @@ def _data(r):
     triples, pairs = read_triples(r.data), read_pairs(r.helpful) if r.helpful else []
     return triples, pairs, len(triples)-min(r.held_out, len(triples)//2)
 
+# %% ../nbs/14b_train_cli.ipynb #adeabec2
 def _fit(r, args, triples, pairs, n):
     "Train with trees, and return the trainer."
     from derta_kit import models, objectives as O, recipes as R, reliable as S, train as T
@@ -58,6 +62,7 @@ def _fit(r, args, triples, pairs, n):
     held = O.TreeDataset(tok, triples.select(range(n, len(triples))), o=o, seed=r.seed) if n < len(triples) else None
     return T.fine_tune(m, tok, train, r.out, held, callbacks=[S.LeaveOnSigterm()], watch=[S.FiniteGradients], **{**dict(eval_strategy="steps" if held else "no", eval_steps=50), **args})
 
+# %% ../nbs/14b_train_cli.ipynb #8d18468b
 def _prefer(r, args, triples, n):
     "Train with preferences (DPO), and return the trainer."
     from derta_kit import models, recipes as R, reliable as S
@@ -69,8 +74,8 @@ def _prefer(r, args, triples, n):
 
 # %% ../nbs/14b_train_cli.ipynb #0538d0c8
 def run_recipe(
-    r:Recipe,
-):      # the trainer
+    r:Recipe,          # as `recipes.read_recipe` gives it
+):                     # the trainer
     "Train as a recipe says; leaves the result and `run.json` in `r.out`."
     import torch
     from derta_kit import models, recipes as R, reliable as S
@@ -90,6 +95,7 @@ def run_recipe(
         print(f"written: {r.out}")
     return tr
 
+# %% ../nbs/14b_train_cli.ipynb #4ea42646
 def _plan(r, device, devices, memory, offload):
     "The plan of a recipe, with the lengths and the number of its rows where its data can be read."
     from derta_kit.plan import plan
@@ -100,6 +106,7 @@ def _plan(r, device, devices, memory, offload):
     except OSError as e: print(f"(hours are for a thousand steps of half-long rows: {e})\n", file=sys.stderr)
     return plan(r, devices or int(os.environ.get("WORLD_SIZE", 1)), device, memory, rows, mean, offload)
 
+# %% ../nbs/14b_train_cli.ipynb #e5191cf9
 def derta_train(
     argv=None,     # default: those of the command line
 ):

@@ -9,12 +9,13 @@ __all__ = ['Models', 'assistant_header', 'recheck_curve', 'Comparison', 'compare
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+from fastcore.basics import patch
 from peft import PeftModel
 from .loss import head_logits
 from .models import load, prompt_ids, text_ids, unwrap
 from .plots import NAMES, _bare, _style
 from .prefix_tree import Tree, collate, hidden_states, tree_limit
-from .probe import _curve, _groups, _opener_mass, _put, _read_positions, pair_ids
+from .probe import _curve, _groups, _opener_mass, _put, _read_positions, _response_trees, pair_ids
 from .refusals import refusal_token_id
 
 # %% ../nbs/07b_compare.ipynb #86628aac
@@ -37,7 +38,9 @@ class Models:
     def __iter__(self): return iter(self.models)
 
     @contextmanager
-    def use(self, name):
+    def use(self,
+        name,          # one of the names
+    ):
         "The model called `name`, for the length of a `with` block."
         m = self.models[name]
         if isinstance(m, tuple): yield m[0]; return
@@ -45,8 +48,10 @@ class Models:
         with self.peft.disable_adapter() if m is None and self.peft else nullcontext(): yield self.peft or self.lm
 
 # %% ../nbs/07b_compare.ipynb #7dc9c967
-def assistant_header(tokenizer)->list[int]:
-    "The tokens by which the chat template opens the assistant's turn; the paper's mark for a tokenizer without template."
+def assistant_header(
+    tokenizer,         # whose chat template is used
+)->list[int]:
+    "The tokens by which the chat template opens the assistant's turn; the paper's mark for a tokenizer without template; `ValueError` if the template opens none."
     if not tokenizer.chat_template: return text_ids(tokenizer, " [\\INST] ")
     msgs = [dict(role="user", content="x")]
     without, whole = (tokenizer.apply_chat_template(msgs, tokenize=False, add_generation_prompt=g) for g in (False, True))
@@ -54,14 +59,17 @@ def assistant_header(tokenizer)->list[int]:
     if not header: raise ValueError("the chat template opens no turn for the assistant, so there is no header to put in again")
     return tokenizer(header, add_special_tokens=False)["input_ids"]
 
+# %% ../nbs/07b_compare.ipynb #255c685a
 @torch.inference_mode()
 def recheck_curve(
-    model, tokenizer,
-    prompt:str, response:str,
-    word:str="Sorry",
-    max_tokens:int=512,
-    step:int=48,             # positions in one forward pass
-)->np.ndarray:               # [T]
+    model,                # a causal LM, with or without adapters
+    tokenizer,            # its tokenizer
+    prompt:str,           # the question
+    response:str,         # the response
+    word:str="Sorry",     # the refusal token's word
+    max_tokens:int=512,   # of the response
+    step:int=48,          # positions in one forward pass
+)->np.ndarray:            # [T]
     "P(refusal token) if the assistant's header is put in again before each token of the response (arXiv 2510.18081)."
     q, r = prompt_ids(tokenizer, prompt), text_ids(tokenizer, response)[:max_tokens]
     head, logits_of, sorry, limit, out = assistant_header(tokenizer), head_logits(unwrap(model)), refusal_token_id(tokenizer, word), tree_limit(model), []
@@ -76,61 +84,99 @@ def recheck_curve(
 @dataclass(repr=False)
 class Comparison:
     "Curves of several models over the same N responses."
-    curves:dict                                   # name → N `RefusalCurve`s
-    kl:dict                                       # name → N arrays [T], KL(model ‖ base) in nats; empty without a base
-    recheck:dict=field(default_factory=dict)      # name → N arrays [T], if it was asked for
-    seed:int=0
+    curves:dict                                # name → N `RefusalCurve`s
+    kl:dict                                    # name → N arrays [T], KL(model ‖ base) in nats; empty without a base
+    recheck:dict=field(default_factory=dict)   # name → N arrays [T], if it was asked for
+    seed:int=0                                 # of the bootstrap
 
-    def values(self, what, name): return self.kl[name] if what=="kl" else self.recheck[name] if what=="recheck" else [getattr(c, what) for c in self.curves[name]]
-
-    def mean(self, what="prob", name="base", level:float=.95, n_boot:int=1000)->pd.DataFrame:
-        "Mean by position as far as half of the responses reach, with a bootstrap band over responses: columns mean, low, high."
-        rows = self.values(what, name); P = int(np.median([len(x) for x in rows]))
-        m = np.full((len(rows), P), np.nan)
-        for i,x in enumerate(rows): m[i,:min(P,len(x))] = x[:P]
-        pick = np.random.default_rng(self.seed).integers(0, len(rows), (n_boot, len(rows)))
-        have = ~np.isnan(m); w = np.stack([np.bincount(p, minlength=len(rows)) for p in pick]).astype(float)
-        boot = (w @ np.nan_to_num(m))/np.maximum(w @ have, 1)
-        lo, hi = np.quantile(boot, [(1-level)/2, (1+level)/2], axis=0)
-        return pd.DataFrame(dict(mean=np.nanmean(m, 0), low=lo, high=hi)).rename_axis("position")
+    def values(self,
+        what,          # prob, rank, logp, opener_mass, kl or recheck
+        name,          # of the model
+    )->list:           # N arrays [T]
+        "One quantity of one model, response by response."
+        return self.kl[name] if what=="kl" else self.recheck[name] if what=="recheck" else [getattr(c, what) for c in self.curves[name]]
 
     def to_frame(self)->pd.DataFrame:
         "A row a model, response and position."
         return pd.concat([c.to_frame().assign(model=n, response=i, **({"kl": self.kl[n][i]} if n in self.kl else {}), **({"recheck": self.recheck[n][i]} if n in self.recheck else {})).reset_index()
                           for n,cs in self.curves.items() for i,c in enumerate(cs)], ignore_index=True)
 
-    def plot(self):
-        "P(refusal), and below it the KL to the base; returns the figure."
-        fig, axs = plt.subplots(2 if self.kl else 1, 1, figsize=(7, 4.6 if self.kl else 2.8), sharex=True, layout="constrained", squeeze=False)
-        def line(ax, what, name, **kw):
-            d = self.mean(what, name); l, = ax.plot(d["mean"], **{**dict(lw=2, label=NAMES.get(name, name)), **_style(name), **kw}); ax.fill_between(d.index, d.low, d.high, color=l.get_color(), alpha=.15, lw=0)
-        for n in self.curves: line(axs[0,0], "prob", n)
-        for n in self.recheck: line(axs[0,0], "recheck", n, lw=1.2, ls=(0,(1,1)), label=f"{NAMES.get(n, n)}, re-checked", color=_style(n).get("color"))
-        axs[0,0].set(ylabel="P(refusal token)", ylim=(-.03,1.03)); _bare(axs[0,0]).legend(frameon=False, fontsize=8)
-        if self.kl:
-            for n in self.kl: line(axs[1,0], "kl", n)
-            axs[1,0].set(ylabel="KL to the base, nats"); _bare(axs[1,0])
-        axs[-1,0].set_xlabel("tokens of the response already said")
-        return fig
-
     def __repr__(self): return f"Comparison of {', '.join(self.curves)} over {len(next(iter(self.curves.values())))} responses"
-    def _repr_html_(self):
-        return pd.DataFrame({n: {"mean P(refusal), position 2 on": np.concatenate([c.prob[2:] for c in cs]).mean(), **({"mean KL to the base, nats": np.concatenate(self.kl[n]).mean()} if n in self.kl else {}),
-                                 **({"re-checked, mean P(refusal)": np.concatenate(self.recheck[n]).mean()} if n in self.recheck else {})} for n,cs in self.curves.items()}).T.to_html(float_format="{:.3f}".format)
 
-# %% ../nbs/07b_compare.ipynb #10943fdb
+# %% ../nbs/07b_compare.ipynb #597f75fd
+@patch
+def mean(self:Comparison,
+    what="prob",       # prob, rank, logp, opener_mass, kl or recheck
+    name="base",       # of the model
+    level:float=.95,   # of the band
+    n_boot:int=1000,   # times that responses are drawn anew
+)->pd.DataFrame:
+    "Mean by position as far as half of the responses reach, with a bootstrap band over responses: columns mean, low, high."
+    rows = self.values(what, name); P = int(np.median([len(x) for x in rows]))
+    m = np.full((len(rows), P), np.nan)
+    for i,x in enumerate(rows): m[i,:min(P,len(x))] = x[:P]
+    pick = np.random.default_rng(self.seed).integers(0, len(rows), (n_boot, len(rows)))
+    have = ~np.isnan(m); w = np.stack([np.bincount(p, minlength=len(rows)) for p in pick]).astype(float)
+    boot = (w @ np.nan_to_num(m))/np.maximum(w @ have, 1)
+    lo, hi = np.quantile(boot, [(1-level)/2, (1+level)/2], axis=0)
+    return pd.DataFrame(dict(mean=np.nanmean(m, 0), low=lo, high=hi)).rename_axis("position")
+
+# %% ../nbs/07b_compare.ipynb #cfd4baf6
+@patch
+def plot(self:Comparison):
+    "P(refusal), and below it the KL to the base; returns the figure."
+    fig, axs = plt.subplots(2 if self.kl else 1, 1, figsize=(7, 4.6 if self.kl else 2.8), sharex=True, layout="constrained", squeeze=False)
+    def line(ax, what, name, **kw):
+        d = self.mean(what, name); l, = ax.plot(d["mean"], **{**dict(lw=2, label=NAMES.get(name, name)), **_style(name), **kw}); ax.fill_between(d.index, d.low, d.high, color=l.get_color(), alpha=.15, lw=0)
+    for n in self.curves: line(axs[0,0], "prob", n)
+    for n in self.recheck: line(axs[0,0], "recheck", n, lw=1.2, ls=(0,(1,1)), label=f"{NAMES.get(n, n)}, re-checked", color=_style(n).get("color"))
+    axs[0,0].set(ylabel="P(refusal token)", ylim=(-.03,1.03)); _bare(axs[0,0]).legend(frameon=False, fontsize=8)
+    if self.kl:
+        for n in self.kl: line(axs[1,0], "kl", n)
+        axs[1,0].set(ylabel="KL to the base, nats"); _bare(axs[1,0])
+    axs[-1,0].set_xlabel("tokens of the response already said")
+    return fig
+
+# %% ../nbs/07b_compare.ipynb #9c40ec76
+@patch
+def _repr_html_(self:Comparison):
+    return pd.DataFrame({n: {"mean P(refusal), position 2 on": np.concatenate([c.prob[2:] for c in cs]).mean(), **({"mean KL to the base, nats": np.concatenate(self.kl[n]).mean()} if n in self.kl else {}),
+                             **({"re-checked, mean P(refusal)": np.concatenate(self.recheck[n]).mean()} if n in self.recheck else {})} for n,cs in self.curves.items()}).T.to_html(float_format="{:.3f}".format)
+
+# %% ../nbs/07b_compare.ipynb #39d4aa66
+def _states(ms, ids, group, limits, openers):
+    "Yield of each model, the base first: its name, (head, hidden states [N, H]) of a group of responses, their own tokens [N], and opener mass by response."
+    for n in sorted(ms, key=lambda n: n!="base"):          # the others are measured against the base
+        with ms.use(n) as m:
+            b = _put(collate(_response_trees(ids, group), limit=limits[n]), m)
+            states = head_logits(unwrap(m)), hidden_states(m, b).flatten(0,1)[b["target_pos"]]
+            mass = {j: _opener_mass(m, ms.tok, *ids[j], openers, limits[n]) for j in group} if openers else {}
+        yield n, states, b["target_ids"], mass
+
+# %% ../nbs/07b_compare.ipynb #d1e4321b
+def _kl(a, b, chunk=256):
+    "KL(a ‖ b) in nats at each position, of two (head, hidden states [N, H])."
+    out = []
+    for x,y in zip(a[1].split(chunk), b[1].split(chunk)):
+        p, q = a[0](x).float().log_softmax(-1), b[0](y).float().log_softmax(-1)
+        out.append((p.exp()*(p-q)).sum(-1))
+    return torch.cat(out).cpu().numpy()
+
+# %% ../nbs/07b_compare.ipynb #855cf7d6
 @torch.inference_mode()
 def compare(
-    models,                      # `Models`, or the dict for it: name → adapter folder, None for the base, or (model, tokenizer)
-    prompts:list, responses:list,
-    base="demo",                 # what adapters sit on, see `Models`
-    word:str="Sorry",
-    recheck=(),                  # names of models that are also asked with the header put in again
-    max_tokens:int=512,          # of each response
-    batch_tokens:int=2048,       # tokens in one forward pass
-    openers=None, top:int=0,     # as in `probe.refusal_curves`
+    models,                  # `Models`, or the dict for it: name → adapter folder, None for the base, or (model, tokenizer)
+    prompts:list,            # N texts
+    responses:list,          # N texts, one a prompt
+    base="demo",             # what adapters sit on, see `Models`
+    word:str="Sorry",        # the refusal token's word
+    recheck=(),              # names of models that are also asked with the header put in again
+    max_tokens:int=512,      # of each response
+    batch_tokens:int=2048,   # tokens in one forward pass
+    openers=None,            # also score these, as in `probe.refusal_curves`
+    top:int=0,               # also keep so many of the likeliest next tokens
 )->Comparison:
-    "Curves of every model on every response, and KL to the model called base, where there is one."
+    "Curves of every model on every response, and KL (nats; arXiv 2406.05946) to the model called base, where there is one; `ValueError` unless there is a response for each prompt."
     if len(prompts)!=len(responses): raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses")
     ms = models if isinstance(models, Models) else Models(models, base)
     tok, sorry = ms.tok, refusal_token_id(ms.tok, word)
@@ -139,14 +185,10 @@ def compare(
     for n in ms:
         with ms.use(n) as m: limits[n] = tree_limit(m)
     for group in _groups(ids, batch_tokens):
-        states = {}
-        for n in sorted(ms, key=lambda n: n!="base"):          # the base first: the others are measured against it
-            with ms.use(n) as m:
-                b = _put(collate(_response_trees(ids, group), limit=limits[n]), m)
-                states[n] = head_logits(unwrap(m)), hidden_states(m, b).flatten(0,1)[b["target_pos"]]
-                mass = {j: _opener_mass(m, tok, *ids[j], openers, limits[n]) for j in group} if openers else {}
-            read, s = _read_positions(*states[n], sorry, b["target_ids"], top), 0
-            div = _kl(states[n], states["base"]) if n in kl and "base" in states else None
+        for n,states,own,mass in _states(ms, ids, group, limits, openers):
+            if n=="base": base_states = states
+            read, s = _read_positions(*states, sorry, own, top), 0
+            div = _kl(states, base_states) if n in kl else None
             for j in group:
                 k = slice(s, s+len(ids[j][1])); s = k.stop
                 curves[n][j] = _curve(tok, prompts[j], ids[j][1], [x[k] for x in read], mass.get(j), word)
@@ -155,17 +197,3 @@ def compare(
     for n in recheck:
         with ms.use(n) as m: again[n] = [recheck_curve(m, tok, p, r, word, max_tokens) for p,r in zip(prompts, responses)]
     return Comparison(curves, kl, again)
-
-def _response_trees(ids, group):
-    trees = []
-    for j in group:
-        t = Tree(); t.add(ids[j][1], t.add(ids[j][0]), targets=list(enumerate(ids[j][1]))); trees.append(t)
-    return trees
-
-def _kl(a, b, chunk=256):
-    "KL(a ‖ b) in nats at each position, of two (head, hidden states [N, H])."
-    out = []
-    for x,y in zip(a[1].split(chunk), b[1].split(chunk)):
-        p, q = a[0](x).float().log_softmax(-1), b[0](y).float().log_softmax(-1)
-        out.append((p.exp()*(p-q)).sum(-1))
-    return torch.cat(out).cpu().numpy()

@@ -23,15 +23,17 @@ from .refusals import find_refusal
 @dataclass(frozen=True)
 class Request:
     "One thing asked of a model."
-    prompt:str
-    system:str=""             # system message
-    begin:str=""              # how the response begins; the model goes on from there
-    max_new_tokens:int=128
-    temperature:float=0.      # 0: greedy
-    top_p:float=1.
-    seed:int=0
+    prompt:str               # the question
+    system:str=""            # system message
+    begin:str=""             # how the response begins; the model goes on from there
+    max_new_tokens:int=128   # tokens, at most
+    temperature:float=0.     # 0: greedy
+    top_p:float=1.           # share of the probability that is sampled from; 1: all
+    seed:int=0               # of sampling
 
-    def key(self, model)->str:
+    def key(self,
+        model,         # the backend's name
+    )->str:
         "What its answer by `model` is filed under."
         return hashlib.sha256(json.dumps([str(model), asdict(self)], sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
@@ -42,40 +44,60 @@ class Answer:
     ended:bool=True   # by itself; else it was cut off
     error:str=""      # why there is no text
 
+# %% ../nbs/03c_complete.ipynb #1847dc37
+def _database(path, table, use, instead, timeout=5.):
+    "An SQLite file with one table, in which every write is whole and on disk when it is done; several processes may share it."
+    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=timeout)
+        db.execute("pragma journal_mode=wal"); db.execute("pragma synchronous=normal")
+        db.execute(f"create table if not exists {table}")
+    except sqlite3.DatabaseError as e: raise OSError(f"{path}: cannot be used {use} ({e}); remove {instead}") from None
+    return db
+
 # %% ../nbs/03c_complete.ipynb #96982b13
 class Answers:
     "Answers by request, on disk."
-    def __init__(self, path):
-        self.path = path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self.db.execute("pragma journal_mode=wal"); self.db.execute("pragma synchronous=normal")
-            self.db.execute("create table if not exists answers (key text primary key, text text not null, ended integer not null)")
-        except sqlite3.DatabaseError as e: raise OSError(f"{path}: cannot be used as a file of answers ({e}); remove it or choose another") from None
+    def __init__(self,
+        path,     # the file; made if it is not there
+    ):
+        self.path = Path(path)
+        self.db = _database(path, "answers (key text primary key, text text not null, ended integer not null)", "as a file of answers", "it or choose another")
 
-    def get(self, key):
+    def get(self,
+        key:str,     # from `Request.key`
+    ):               # `Answer`, or `None`
+        "What was answered, if it was."
         r = self.db.execute("select text, ended from answers where key=?", [key]).fetchone()
         return Answer(r[0], bool(r[1])) if r else None
 
-    def put(self, key, a):
+    def put(self,
+        key:str,     # from `Request.key`
+        a:Answer,    # without an error
+    ):
+        "Keep an answer; `OSError` if it cannot be written."
         try: self.db.execute("insert or replace into answers values (?,?,?)", [key, a.text, int(a.ended)])
         except sqlite3.Error as e: raise OSError(f"{self.path}: the answer could not be written ({e}); what was written before is kept") from None
 
     def __len__(self): return self.db.execute("select count(*) from answers").fetchone()[0]
-    def close(self): self.db.close()
+    def close(self): "Let go of the file."; self.db.close()
 
 # %% ../nbs/03c_complete.ipynb #a088a312
 class Local:
     "A model in this process, by `derta_kit.decode`."
     def __init__(self,
-        model, tokenizer,
-        slots:int=64,          # responses written at one time
-        name:str="",           # what its answers are filed under; default: the tokenizer's name and a fingerprint of the weights
+        model,          # a causal LM, loaded
+        tokenizer,      # its tokenizer
+        slots:int=64,   # responses written at one time
+        name:str="",    # what its answers are filed under; default: the tokenizer's name and a fingerprint of the weights
     ):
         self.model, self.tok, self.slots = model, tokenizer, slots
         self.name = name or f"{tokenizer.name_or_path}:{_fingerprint(model)}"
 
-    def ask(self, requests, done):
+    def ask(self,
+        requests,      # of `Request`s
+        done,          # called as done(number, `Answer`) as they come
+    ):
         "Answer each request; `done(number, Answer)` as they come."
         groups = {}
         for i,r in enumerate(requests): groups.setdefault((r.max_new_tokens, r.temperature, r.top_p, r.seed), []).append(i)
@@ -111,23 +133,37 @@ class Endpoint:
         self.settings = dict(base_url=url, api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none", max_retries=retries, timeout=timeout)
 
 # %% ../nbs/03c_complete.ipynb #5a36a39b
+@patch
+def _complete(self:Endpoint, r, prompt):
+    "(text, finish reason) after a prompt, text or token ids, by `completions`."
+    c = self.client.completions.create(prompt=prompt, extra_body=self.extra, **self._how(r))
+    return (c.choices[0].text, c.choices[0].finish_reason) if c.choices else (None, None)
+
+@patch
+def _chat(self:Endpoint, r, system, prompt, begin):
+    "(text, finish reason) of a turn that has been begun, by `chat.completions`."
+    said = [dict(role="system", content=system)]*bool(system) + [dict(role="user", content=prompt)] + [dict(role="assistant", content=begin)]*bool(begin)
+    on = dict(continue_final_message=True, add_generation_prompt=False) if begin else {}
+    c = self.client.chat.completions.create(messages=said, extra_body={**on, **self.extra}, **self._how(r))
+    return (c.choices[0].message.content, c.choices[0].finish_reason) if c.choices else (None, None)
+
+@patch
+def _how(self:Endpoint, r): return dict(model=self.model, max_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, seed=r.seed)
+
+# %% ../nbs/03c_complete.ipynb #f6c64b0b
 _NO_TEXT = "the server gave no text"       # a filter's doing, as a rule
 
 @patch
 def _send(self:Endpoint, r):
     "(text, finish reason) from the server."
-    how = dict(model=self.model, max_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, seed=r.seed)
-    if self.tok is not None:
-        ids = prompt_ids(self.tok, r.prompt, r.system or None) + text_ids(self.tok, r.begin)
-        text = self.tok.decode(ids)
-        c = self.client.completions.create(prompt=text if self.tok(text, add_special_tokens=False)["input_ids"]==ids else ids, extra_body=self.extra, **how)      # ids where special tokens in the prompt must stay text
-        return (c.choices[0].text, c.choices[0].finish_reason) if c.choices else (None, None)
-    said = [dict(role="system", content=r.system)]*bool(r.system) + [dict(role="user", content=r.prompt)] + [dict(role="assistant", content=r.begin)]*bool(r.begin)
-    c = self.client.chat.completions.create(messages=said, extra_body={**(dict(continue_final_message=True, add_generation_prompt=False) if r.begin else {}), **self.extra}, **how)
-    return (c.choices[0].message.content, c.choices[0].finish_reason) if c.choices else (None, None)
+    if self.tok is None: return self._chat(r, r.system, r.prompt, r.begin)
+    ids = prompt_ids(self.tok, r.prompt, r.system or None) + text_ids(self.tok, r.begin)
+    text = self.tok.decode(ids)
+    return self._complete(r, text if self.tok(text, add_special_tokens=False)["input_ids"]==ids else ids)      # ids where special tokens in the prompt must stay text
 
 @patch
 def _one(self:Endpoint, r):
+    "The `Answer` to one request, whatever the server says."
     try: text, why = self._send(r)
     except self.openai.OpenAIError as e:
         hint = "; does the server not know continue_final_message? Pass tokenizer=… to Endpoint" if r.begin and self.tok is None and getattr(e, "status_code", 0) in (400, 422) else ""
@@ -138,7 +174,10 @@ def _one(self:Endpoint, r):
 
 # %% ../nbs/03c_complete.ipynb #f75aad98
 @patch
-def ask(self:Endpoint, requests, done):
+def ask(self:Endpoint,
+    requests,          # of `Request`s
+    done,              # called as done(number, `Answer`) as they come
+):
     "Answer each request; `done(number, Answer)` as they come. `OSError` if nobody is there."
     dead, self.client = 0, self.openai.OpenAI(**self.settings)
     with ThreadPoolExecutor(self.concurrency) as pool:
@@ -194,6 +233,7 @@ def whole_sentences(
     return (text[:ends[-1]] if ends else text).strip()
 
 def _passes(field, text, min_words):
+    "Whether a response is what `field` asks for."
     if len(text.split()) < min_words: return False
     return (find_refusal(text) is not None) == (field=="safe") or field=="response"
 
@@ -215,20 +255,20 @@ def _asked(rows, todo, field, backend, answers, seed, max_new, temperature, min_
 
 # %% ../nbs/03c_complete.ipynb #f83ffafe
 def complete(
-    rows,                     # triples with gaps, as `read_triples` gives them; for "response", rows with a prompt
-    field:str,                # "harmful", "safe" or "response" (helpful, by self-distillation)
-    backend=None,             # `Local` or `Endpoint`; for safe responses None takes them from `wordings`
-    answers=None,             # file of answers: a killed run goes on from it
-    seed:int=0,
-    max_new_tokens:int=128,
+    rows,                          # triples with gaps, as `read_triples` gives them; for "response", rows with a prompt
+    field:str,                     # "harmful", "safe" or "response" (helpful, by self-distillation)
+    backend=None,                  # `Local` or `Endpoint`; for safe responses None takes them from `wordings`
+    answers=None,                  # file of answers: a killed run goes on from it
+    seed:int=0,                    # of sampling and of the choice among `wordings`
+    max_new_tokens:int=128,        # of a response, at most
     temperature:float|None=None,   # default: 0.7 for harmful and safe responses, 0 for helpful ones
-    min_words:int|None=None,  # shorter answers are asked again; default: 20 for harmful ones, 3 else
-    tries:int=6,
-    wordings=WORDINGS,        # refusals to choose from
-    system:str|None=None,     # system message; default: to comply, or to refuse
-    failed:list|None=None,    # receives (row number, reason) of what could not be completed
-):                            # `Dataset` with `field` filled in; what is there already stays
-    "Fill in what is missing. Rows that fail every try keep their gap, and a `RuntimeWarning` says how many and why."
+    min_words:int|None=None,       # shorter answers are asked again; default: 20 for harmful ones, 3 else
+    tries:int=6,                   # how often a row is asked, at most
+    wordings=WORDINGS,             # refusals to choose from
+    system:str|None=None,          # system message; default: to comply, or to refuse
+    failed:list|None=None,         # receives (row number, reason) of what could not be completed
+):                                 # `Dataset` with `field` filled in; what is there already stays
+    "Fill in what is missing. Rows that fail every try keep their gap, and a `RuntimeWarning` says how many and why; `ValueError` for another field, or without a backend that it needs."
     if field not in _BEGIN: raise ValueError(f"field={field!r}: use harmful, safe or response")
     rows, failed, new = rows if hasattr(rows, "__getitem__") else list(rows), [] if failed is None else failed, {}
     todo = [i for i,r in enumerate(rows) if not r.get(field)]

@@ -53,7 +53,7 @@ def read_triples(
     columns:dict|None=None,   # for a layout of your own: dict(prompt=…, safe=…, harmful=…, category=…, source=…), names of its columns
     split:str="train",        # of a hub dataset
 )->Dataset:                   # columns prompt, safe, harmful, source, category; "" for what the layout lacks
-    "Triples from any public layout, recognised by its columns (`LAYOUTS`); `DataError` names file, line and field."
+    "Triples from any public layout, recognised by its columns (`LAYOUTS`); `DataError` names file, line and field, `ValueError` an argument that is off."
     if on_error not in ("raise","skip"): raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
     problems, unused, notes = [] if problems is None else problems, Counter(), Counter()
     def bad(e):
@@ -79,14 +79,18 @@ def write_jsonl(
             gaps = [k for k in ("safe","harmful") if r.get(k)==""]
             f.write(json.dumps({**{k:v for k,v in r.items() if k not in gaps}, **(dict(missing=gaps) if gaps else {})}, ensure_ascii=False) + "\n")
 
-def read_jsonl(path)->Dataset:
-    "Any JSON Lines file of ours as a Dataset, its bad lines named."
+# %% ../nbs/02_data.ipynb #dd79b555
+def read_jsonl(
+    path,              # JSON Lines, compressed or not
+)->Dataset:
+    "Any JSON Lines file of ours as a Dataset; `DataError` names its first bad line."
     out = []
     for _,_,row in records(path):
         if isinstance(row, DataError): raise row
         out.append(row)
     return Dataset.from_list(out)
 
+# %% ../nbs/02_data.ipynb #438a8906
 def data_hash(
     ds,         # a Dataset or a list of dicts
 )->str:         # 16 hexadecimal digits

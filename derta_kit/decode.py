@@ -8,6 +8,7 @@ __all__ = ['Continuation', 'decode']
 # %% ../nbs/03b_decode.ipynb #654cb30a
 import random
 from typing import NamedTuple
+from fastcore.basics import patch
 import torch
 from tqdm.auto import tqdm
 from transformers import Cache, TopPLogitsWarper
@@ -27,32 +28,37 @@ class _Layer(DynamicLayer):
         return self.show(end)
 
     def show(self, n):
+        "The first `n` columns, as attention is given them."
         self.n = n; self.keys, self.values = (s[:,:,:n] for s in self.store)
         return self.keys, self.values
 
     def get_seq_length(self): return self.n
 
-    def move(self, by, room):
-        "Move all columns right (left if negative) and make room for `room` of them."
-        old, a, b = self.store, max(0,-by), max(0,by)
-        self.store = [s.new_zeros(*s.shape[:2], room, s.shape[3]) for s in old]
-        for s,o in zip(self.store, old): s[:,:,b:b+self.n-a] = o[:,:,a:self.n]
-        self.room = room; self.show(self.n+by)
+# %% ../nbs/03b_decode.ipynb #95b9da6b
+@patch
+def move(self:_Layer, by, room):
+    "Move all columns right (left if negative) and make room for `room` of them."
+    old, a, b = self.store, max(0,-by), max(0,by)
+    self.store = [s.new_zeros(*s.shape[:2], room, s.shape[3]) for s in old]
+    for s,o in zip(self.store, old): s[:,:,b:b+self.n-a] = o[:,:,a:self.n]
+    self.room = room; self.show(self.n+by)
 
-    def keep(self, rows): self.store = [s[rows] for s in self.store]; self.show(self.n)
+@patch
+def keep(self:_Layer, rows): self.store = [s[rows] for s in self.store]; self.show(self.n)
 
-    def put(self, slots, layer, rows, lengths):
-        "Copy the first `lengths` columns of `rows` of another layer into `slots`, aligned at the right."
-        for s,x in zip(self.store, layer.store):
-            for slot,r,n in zip(slots, rows, lengths): s[slot,:,self.n-n:self.n] = x[r,:,:n]
+@patch
+def put(self:_Layer, slots, layer, rows, lengths):
+    "Copy the first `lengths` columns of `rows` of another layer into `slots`, aligned at the right."
+    for s,x in zip(self.store, layer.store):
+        for slot,r,n in zip(slots, rows, lengths): s[slot,:,self.n-n:self.n] = x[r,:,:n]
 
 # %% ../nbs/03b_decode.ipynb #be73e37a
 class Continuation(NamedTuple):
     "What a model said."
-    text:str
-    ended:bool       # by itself; else it was cut off at `max_new_tokens`
-    n:int            # tokens, without the one that ends
-    ids:tuple=()     # those tokens
+    text:str       # its words, without what was given
+    ended:bool     # by itself; else it was cut off at `max_new_tokens`
+    n:int          # tokens, without the one that ends
+    ids:tuple=()   # those tokens
 
 def _choose(logits, rngs, temperature, top_p):
     "One token id a row of `logits` [rows, vocabulary]."
@@ -80,57 +86,64 @@ class _Slots:
 
     def columns(self): return self.cache.layers[0].n
 
-    def fit(self, need):
-        "Room for `need` columns to the left of the next step, and none that no row uses."
-        n = self.columns(); used = max([need] + [j["seen"] for j in self.jobs if j])
-        if used > n or n+1 > self.cache.layers[0].room:
-            for x in self.cache.layers: x.move(used-n, used+self.room)
+# %% ../nbs/03b_decode.ipynb #04291aa3
+@patch
+def fit(self:_Slots, need):
+    "Room for `need` columns to the left of the next step, and none that no row uses."
+    n = self.columns(); used = max([need] + [j["seen"] for j in self.jobs if j])
+    if used > n or n+1 > self.cache.layers[0].room:
+        for x in self.cache.layers: x.move(used-n, used+self.room)
 
-    def fill(self, jobs, rows):
-        "Put jobs into free slots; each continues the first `seen`+1 tokens of `rows[job['row']]`."
-        need = sorted({j["row"] for j in jobs}); src = self._read([rows[r][:max(j["seen"] for j in jobs if j["row"]==r)] or rows[r][:1] for r in need])
-        if self.cache is None:
-            self.cache, self.jobs = Cache(layers=[_Layer(self.room) for _ in src.layers]), [None]*min(self.size, len(jobs))
-            for x,s in zip(self.cache.layers, src.layers): x.update(s.store[0].new_zeros(len(self.jobs), *s.store[0].shape[1:2], 0, s.store[0].shape[3]), s.store[1].new_zeros(len(self.jobs), *s.store[1].shape[1:2], 0, s.store[1].shape[3]))
-        self.fit(max(j["seen"] for j in jobs))
-        free = [i for i,j in enumerate(self.jobs) if j is None][:len(jobs)]
-        for x,s in zip(self.cache.layers, src.layers): x.put(free, s, [need.index(j["row"]) for j in jobs], [j["seen"] for j in jobs])
-        for i,j in zip(free, jobs): self.jobs[i] = j
+@patch
+def fill(self:_Slots, jobs, rows):
+    "Put jobs into free slots; each continues the first `seen`+1 tokens of `rows[job['row']]`."
+    need = sorted({j["row"] for j in jobs}); src = self._read([rows[r][:max(j["seen"] for j in jobs if j["row"]==r)] or rows[r][:1] for r in need])
+    if self.cache is None:
+        self.cache, self.jobs = Cache(layers=[_Layer(self.room) for _ in src.layers]), [None]*min(self.size, len(jobs))
+        for x,s in zip(self.cache.layers, src.layers): x.update(s.store[0].new_zeros(len(self.jobs), *s.store[0].shape[1:2], 0, s.store[0].shape[3]), s.store[1].new_zeros(len(self.jobs), *s.store[1].shape[1:2], 0, s.store[1].shape[3]))
+    self.fit(max(j["seen"] for j in jobs))
+    free = [i for i,j in enumerate(self.jobs) if j is None][:len(jobs)]
+    for x,s in zip(self.cache.layers, src.layers): x.put(free, s, [need.index(j["row"]) for j in jobs], [j["seen"] for j in jobs])
+    for i,j in zip(free, jobs): self.jobs[i] = j
 
-    def shrink(self):
-        "Forget slots whose jobs have ended."
-        rows = [i for i,j in enumerate(self.jobs) if j]
-        for x in self.cache.layers: x.keep(rows)
-        self.jobs = [self.jobs[i] for i in rows]
+# %% ../nbs/03b_decode.ipynb #18f50228
+@patch
+def shrink(self:_Slots):
+    "Forget slots whose jobs have ended."
+    rows = [i for i,j in enumerate(self.jobs) if j]
+    for x in self.cache.layers: x.keep(rows)
+    self.jobs = [self.jobs[i] for i in rows]
 
-    def step(self):
-        "Logits [slots, vocabulary] after each slot's last token."
-        self.fit(0); n, dev = self.columns(), self.lm.device
-        seen = torch.tensor([j["seen"] if j else 0 for j in self.jobs], device=dev)
-        mask = (torch.arange(n+1, device=dev)[None] >= n-seen[:,None]).long()
-        ids = torch.tensor([[j["last"]] if j else [0] for j in self.jobs], device=dev)
-        out = self.lm(input_ids=ids, attention_mask=mask, position_ids=seen[:,None], past_key_values=self.cache, use_cache=True).logits[:,-1]
-        for j in self.jobs:
-            if j: j["seen"] += 1
-        return out
+@patch
+def step(self:_Slots):
+    "Logits [slots, vocabulary] after each slot's last token."
+    self.fit(0); n, dev = self.columns(), self.lm.device
+    seen = torch.tensor([j["seen"] if j else 0 for j in self.jobs], device=dev)
+    mask = (torch.arange(n+1, device=dev)[None] >= n-seen[:,None]).long()
+    ids = torch.tensor([[j["last"]] if j else [0] for j in self.jobs], device=dev)
+    out = self.lm(input_ids=ids, attention_mask=mask, position_ids=seen[:,None], past_key_values=self.cache, use_cache=True).logits[:,-1]
+    for j in self.jobs:
+        if j: j["seen"] += 1
+    return out
 
 # %% ../nbs/03b_decode.ipynb #14759e04
 @torch.inference_mode()
 def decode(
-    model, tokenizer,
-    rows:list[list[int]],           # token ids
-    points:list|None=None,          # (row, n): go on after the first n tokens of a row; default: after the whole of each
-    max_new_tokens:int=64,
-    slots:int=64,                   # branches continued at one time
-    temperature:float=0.,           # 0: greedy
-    top_p:float=1.,
-    seed:int=0,                     # for sampling
-    keys:list|None=None,            # what a point is called in its seed; default: its number
-    processors:list|None=None,      # a `LogitsProcessor` of `transformers` (or None) for each point: it sees the point's tokens, [1, tokens], and changes its logits
-    desc:str|None=None,             # shown beside the progress bar; no bar without it
-    done=None,                      # called as done(point number, Continuation) when one is ready
-)->list[Continuation]:              # one a point
-    "Continue each point; greedy text as `generate` gives it, one prompt at a time."
+    model,                       # a causal LM, with or without adapters
+    tokenizer,                   # its tokenizer
+    rows:list[list[int]],        # token ids
+    points:list|None=None,       # (row, n): go on after the first n tokens of a row; default: after the whole of each
+    max_new_tokens:int=64,       # of each point, at most
+    slots:int=64,                # branches continued at one time
+    temperature:float=0.,        # 0: greedy
+    top_p:float=1.,              # share of the probability that is sampled from; 1: all
+    seed:int=0,                  # for sampling
+    keys:list|None=None,         # what a point is called in its seed; default: its number
+    processors:list|None=None,   # a `LogitsProcessor` of `transformers` (or None) for each point: it sees the point's tokens, [1, tokens], and changes its logits
+    desc:str|None=None,          # shown beside the progress bar; no bar without it
+    done=None,                   # called as done(point number, Continuation) when one is ready
+)->list[Continuation]:           # one a point
+    "Continue each point; greedy text as `generate` gives it, one prompt at a time; `ValueError` for a point outside its row."
     points = [(i, len(r)) for i,r in enumerate(rows)] if points is None else list(points)
     for i,n in points:
         if not 0 < n <= len(rows[i]): raise ValueError(f"row {i} has {len(rows[i])} tokens, it cannot be continued after {n}")
@@ -150,6 +163,7 @@ def _ends(lm, tokenizer):
     e = lm.generation_config.eos_token_id
     return {*(e if isinstance(e, list) else [e]), tokenizer.eos_token_id} - {None}
 
+# %% ../nbs/03b_decode.ipynb #69961c9b
 def _by_slots(model, tokenizer, rows, points, max_new, slots, temperature, top_p, seed, keys, processors):
     "Yield (point number, Continuation) as they end."
     lm, ends = unwrap(model), _ends(unwrap(model), tokenizer)
@@ -171,6 +185,7 @@ def _by_slots(model, tokenizer, rows, points, max_new, slots, temperature, top_p
                 s.jobs[i] = None
                 yield j["p"], Continuation(tokenizer.decode(j["new"], skip_special_tokens=True), t in ends, len(j["new"]), tuple(j["new"]))
 
+# %% ../nbs/03b_decode.ipynb #9ca75cad
 def _by_generate(model, tokenizer, rows, points, max_new, slots, temperature, top_p, seed, keys, processors):
     "The same by plain `generate`, for models whose cache is not a plain one."
     how, order, step = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else {}, sorted(range(len(points)), key=lambda p: -points[p][1]), 1 if any(processors) else slots

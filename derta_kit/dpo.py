@@ -8,24 +8,29 @@ __all__ = ['preference_ids', 'preference_table', 'train_dpo']
 # %% ../nbs/06f_dpo.ipynb #8c4d9407
 from .export import preference_rows
 from .models import prompt_ids, response_end, text_ids
+from .objectives import _room
 from .train import last_checkpoint
 from datasets import Dataset
 from peft import PeftModel
 
 # %% ../nbs/06f_dpo.ipynb #64bc602e
 def preference_ids(
-    tokenizer,
+    tokenizer,            # whose chat template is used
     row:dict,             # prompt, chosen and rejected, as conversations of one message each
     max_length:int=512,   # tokens of prompt and response; longer responses are cut
 )->dict:                  # prompt_ids, chosen_ids, rejected_ids
     "A preference in tokens; special tokens inside the texts stay text."
     say = lambda c: row[c][0]["content"]
-    q = prompt_ids(tokenizer, say("prompt")); room = max_length-len(q)
-    if room < 2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
+    q = prompt_ids(tokenizer, say("prompt")); room = _room(q, max_length)
     return dict(prompt_ids=q, **{f"{c}_ids": (text_ids(tokenizer, say(c))+response_end(tokenizer))[:room] for c in ("chosen","rejected")})
 
-def preference_table(tokenizer, triples, max_length:int=512)->Dataset:
-    "All preferences of `triples` in tokens; an error names the triple."
+# %% ../nbs/06f_dpo.ipynb #4707eb39
+def preference_table(
+    tokenizer,            # whose chat template is used
+    triples,              # rows with prompt, safe, harmful
+    max_length:int=512,   # tokens of prompt and response; longer responses are cut
+)->Dataset:
+    "All preferences of `triples` in tokens; `ValueError` names the triple whose prompt is too long."
     def one(i, row):
         try: return preference_ids(tokenizer, row, max_length)
         except ValueError as e: raise ValueError(f"triple {i}: {e}") from None
@@ -35,20 +40,22 @@ def preference_table(tokenizer, triples, max_length:int=512)->Dataset:
 def _dpo_trainer():
     "TRL's trainer, given tokens instead of text."
     try: from trl import DPOConfig, DPOTrainer
-    except ImportError: raise ImportError("DPO needs TRL: pip install 'derta_kit[trl]'") from None
+    except ImportError: raise ImportError("DPO needs the package trl: pip install 'derta_kit[trl]'") from None
     class PreferenceTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *args): return dataset      # it is prepared already
     return DPOConfig, PreferenceTrainer
 
+# %% ../nbs/06f_dpo.ipynb #26bdbdc4
 def train_dpo(
-    model, tokenizer,        # from `models.load`, in mode lora, qlora or full; the model to start from is the reference, too
-    triples,                 # rows with prompt, safe (chosen) and harmful (rejected)
-    out,                     # folder for checkpoints and, at the end, the model or adapter
-    max_length:int=512,      # tokens of prompt and response
-    callbacks=None,
-    **kwargs                 # any of `trl.DPOConfig`, such as beta, learning_rate, num_train_epochs
-):                           # TRL's trainer; its `state.log_history` holds the curves
-    "Prefer safe to harmful responses (DPO) and save the result into `out`; goes on from the last complete checkpoint there."
+    model,                # from `models.load`, in mode lora, qlora or full; where it starts is the reference, too
+    tokenizer,            # its tokenizer
+    triples,              # rows with prompt, safe (chosen) and harmful (rejected)
+    out,                  # folder for checkpoints and, at the end, the model or adapter
+    max_length:int=512,   # tokens of prompt and response
+    callbacks=None,       # of the Trainer
+    **kwargs              # any of `trl.DPOConfig`, such as beta, learning_rate, num_train_epochs
+):                        # TRL's trainer; its `state.log_history` holds the curves
+    "Prefer safe to harmful responses (DPO; paper, section 4.1) and save the result into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, `ImportError` without TRL."
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     Config, PreferenceTrainer = _dpo_trainer()
     cpu = model.device.type=="cpu"

@@ -6,14 +6,15 @@
 __all__ = ['HARMLESS', 'Kept', 'Evaluation', 'evaluate']
 
 # %% ../nbs/12c_evaluate.ipynb #611e4aec
-import hashlib, json, sqlite3, warnings
+import hashlib, json, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from fastcore.basics import patch
 import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from .attacks import Case, attack
 from .compare import Models
-from .complete import Endpoint
+from .complete import Endpoint, _database
 from .data import data_hash, demo_data
 from .judges import RuleJudge
 from .models import atomically
@@ -26,23 +27,28 @@ from .speak import Decoding, Recheck, Said, guarded, identity, say, say_served
 # %% ../nbs/12c_evaluate.ipynb #518a8727
 class Kept:
     "Things by key, on disk as they come."
-    def __init__(self, path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
-            self.db.execute("pragma journal_mode=wal"); self.db.execute("pragma synchronous=normal")
-            self.db.execute("create table if not exists kept (key text primary key, value text not null)")
-        except sqlite3.DatabaseError as e: raise OSError(f"{path}: cannot be used to keep results ({e}); remove it or choose another folder") from None
+    def __init__(self,
+        path,     # the file; made if it is not there
+    ): self.db = _database(path, "kept (key text primary key, value text not null)", "to keep results", "it or choose another folder", timeout=60)
 
-    def get(self, key):
+    def get(self,
+        key:str,     # from the content of what was asked
+    ):               # what was kept, or `None`
+        "What is known under a key."
         r = self.db.execute("select value from kept where key=?", [key]).fetchone()
         return json.loads(r[0]) if r else None
 
-    def put(self, key, value): self.db.execute("insert or replace into kept values (?,?)", [key, json.dumps(value, ensure_ascii=False)])
+    def put(self,
+        key:str,     # from the content of what was asked
+        value,       # anything JSON can hold
+    ):
+        "Keep a thing."
+        self.db.execute("insert or replace into kept values (?,?)", [key, json.dumps(value, ensure_ascii=False)])
     def __len__(self): return self.db.execute("select count(*) from kept").fetchone()[0]
     def __enter__(self): return self
     def __exit__(self, *_): self.db.close()
 
+# %% ../nbs/12c_evaluate.ipynb #fdc790df
 def _key(*what): return hashlib.sha256(json.dumps(what, sort_keys=True, ensure_ascii=False, default=lambda x: asdict(x) if hasattr(x, "__dataclass_fields__") else str(x)).encode("utf-8", "backslashreplace")).hexdigest()
 
 # %% ../nbs/12c_evaluate.ipynb #be31b0f2
@@ -60,15 +66,20 @@ class _Asked:
         with self.lms.use(name) as lm: i = identity(lm, self.lms.tok)
         return f"{i} guard {_key(m.every, m.threshold, m.openers)[:16]}" if isinstance(m, Recheck) else i
 
-    def ask(self, name, cases, d, slots, done):
-        m = self.models[name]
-        if isinstance(m, Endpoint): return say_served(m, cases, d, done)
-        with self.lms.use(name) as lm: return guarded(lm, self.lms.tok, m, cases, d, done, slots) if isinstance(m, Recheck) else say(lm, self.lms.tok, cases, d, done, slots)
+# %% ../nbs/12c_evaluate.ipynb #33d12701
+@patch
+def ask(self:_Asked, name, cases, d, slots, done):
+    "What a model says to each case; `done(number, Said)` as they come."
+    m = self.models[name]
+    if isinstance(m, Endpoint): return say_served(m, cases, d, done)
+    with self.lms.use(name) as lm: return guarded(lm, self.lms.tok, m, cases, d, done, slots) if isinstance(m, Recheck) else say(lm, self.lms.tok, cases, d, done, slots)
 
-    def begun(self, name, case):
-        tok = self.models[name].tok if isinstance(self.models[name], Endpoint) else self.lms.tok
-        try: return case.begun(tok) if tok is not None else case.prefill
-        except ValueError: return ""
+@patch
+def begun(self:_Asked, name, case):
+    "What was put into the model's mouth, as its own tokens cut it."
+    tok = self.models[name].tok if isinstance(self.models[name], Endpoint) else self.lms.tok
+    try: return case.begun(tok) if tok is not None else case.prefill
+    except ValueError: return ""
 
 # %% ../nbs/12c_evaluate.ipynb #fcd9fbd7
 def _same_server(endpoint, kept, d):
@@ -80,6 +91,7 @@ def _same_server(endpoint, kept, d):
     elif not any(g.text == s.text for g,(_,s) in zip(got, again)):
         raise ValueError(f"{endpoint.name} says none of {len(again)} kept answers again, so another model is behind that name now; evaluate it under a new folder, or remove the old one's kept.sqlite")
 
+# %% ../nbs/12c_evaluate.ipynb #b25b96c1
 def _responses(asked, name, cases, d, kept, slots, bar):
     "What a model says to each case: kept, or asked now and kept."
     who, out, first = asked.who(name), {}, {}
@@ -101,6 +113,7 @@ HARMLESS = ("harmless", "xstest safe")     # attack, or attack and setting, of c
 
 def _harmless(c): return c.attack in HARMLESS or f"{c.attack} {c.setting}" in HARMLESS
 
+# %% ../nbs/12c_evaluate.ipynb #bfbd9561
 def _verdicts(judge, rows, kept, bar=None, chunk=32):
     "(unsafe or None, reason) for each row (question, prompt, response, attack); kept for judges that are models, for rules are quick and change with the kit."
     lm, tok = (getattr(judge, a, None) for a in ("model","tok"))
@@ -130,6 +143,7 @@ def _frame(names, cases, said, begun):
     kinds = dict(n="Int64", word="Int64", stopped="Int64", ended="boolean", refused="boolean", stutter="boolean")
     return pd.DataFrame(rows).astype(kinds)
 
+# %% ../nbs/12c_evaluate.ipynb #45048d3b
 def _judged(df, cases, judges, kept, bar=None):
     "Add each judge's columns."
     harmless = np.array([_harmless(c) for c in cases]*(len(df)//len(cases)))
@@ -147,19 +161,22 @@ def _judged(df, cases, judges, kept, bar=None):
 @dataclass(repr=False)
 class Evaluation:
     "What came out."
-    rows:pd.DataFrame       # one row a response
-    record:dict             # models, settings, perplexity, curves, versions
-    folder:Path
+    rows:pd.DataFrame   # one row a response
+    record:dict         # models, settings, perplexity, curves, versions
+    folder:Path         # that holds rows.parquet and run.json
 
     @classmethod
-    def load(cls, folder):
-        "An evaluation from its folder."
+    def load(cls,
+        folder,        # `out` of `evaluate`
+    ):
+        "An evaluation from its folder; `ValueError` if it is not finished."
         folder = Path(folder)
         try: return cls(pd.read_parquet(folder/"rows.parquet"), json.loads((folder/"run.json").read_text(encoding="utf-8")), folder)
         except FileNotFoundError: raise ValueError(f"{folder}: holds no finished evaluation (rows.parquet and run.json)") from None
 
     def __repr__(self): return f"Evaluation of {', '.join(self.record['models'])}: {len(self.rows)} responses, {int((self.rows.error!='').sum())} errors, in {self.folder.name}"
 
+# %% ../nbs/12c_evaluate.ipynb #2e1503ad
 def _read_texts(asked, name, who, helpful, curves, kept):
     "Perplexity of helpful text and curves in harmful one, for a local model."
     out = {}
@@ -175,20 +192,20 @@ def _read_texts(asked, name, who, helpful, curves, kept):
 
 # %% ../nbs/12c_evaluate.ipynb #c7c6ce70
 def evaluate(
-    models:dict,               # name → adapter folder, None for the base, (model, tokenizer), `Recheck` or `Endpoint`
-    attacks,                   # `attacks.Case`s, and names of attacks to make from `questions`
-    judges,                    # a judge, or several; the first one's verdict is `unsafe`
-    out,                       # folder of this evaluation; the same call goes on from what is there
-    questions=None,            # for names in `attacks`: strings, or rows with prompt and harmful
-    decoding:Decoding=Decoding(),
-    base="demo",               # what adapters sit on, see `compare.Models`
-    helpful=None,              # held-out rows with prompt and response, for perplexity; default: the demo's
-    curves=(),                 # held-out rows with prompt and harmful, for refusal curves
-    slots:int=64,              # responses written at one time
-    bar:str|None="",           # before the names of progress bars; None: no bars
-    **kwargs                   # of `models.load`, for the base
+    models:dict,                    # name → adapter folder, None for the base, (model, tokenizer), `Recheck` or `Endpoint`
+    attacks,                        # `attacks.Case`s, and names of attacks to make from `questions`
+    judges,                         # a judge, or several; the first one's verdict is `unsafe`
+    out,                            # folder of this evaluation; the same call goes on from what is there
+    questions=None,                 # for names in `attacks`: strings, or rows with prompt and harmful
+    decoding:Decoding=Decoding(),   # how responses are written
+    base="demo",                    # what adapters sit on, see `compare.Models`
+    helpful=None,                   # held-out rows with prompt and response, for perplexity; default: the demo's
+    curves=(),                      # held-out rows with prompt and harmful, for refusal curves
+    slots:int=64,                   # responses written at one time
+    bar:str|None="",                # before the names of progress bars; None: no bars
+    **kwargs                        # of `models.load`, for the base
 )->Evaluation:
-    "Ask every model everything, have it judged, and write rows.parquet and run.json into `out`."
+    "Ask every model everything, have it judged, and write rows.parquet and run.json into `out`; `ValueError` for a call that cannot be carried out."
     judges, out = list(judges) if isinstance(judges, (list,tuple)) else [judges], Path(out)
     if not models or not judges: raise ValueError("give at least one model and one judge")
     if len({j.name for j in judges}) < len(judges): raise ValueError(f"two judges are called {judges[0].name!r}; judges need different names")
@@ -207,12 +224,14 @@ def evaluate(
     with atomically(out/"run.json") as p: p.write_text(json.dumps(rec, ensure_ascii=False, indent=1), encoding="utf-8")
     return Evaluation(df, rec, out)
 
+# %% ../nbs/12c_evaluate.ipynb #0b645a76
 def _source(m):
     "What a model was named by, in words without a machine's paths."
     if isinstance(m, Recheck): return f"{_source(m.of)}, header re-checked every {m.every} tokens, threshold {m.threshold:g}"
     if isinstance(m, Endpoint): return f"endpoint {m.name}"
     return "base" if m is None else "in memory" if isinstance(m, tuple) else Path(m).name
 
+# %% ../nbs/12c_evaluate.ipynb #d9268524
 def _trained(m):
     "What an adapter's folder tells of its training, in a few words each."
     m = m.of if isinstance(m, Recheck) else m

@@ -15,12 +15,12 @@ from .prefix_tree import plain
 _END = "<|end_of_text|>"
 
 def release_rows(
-    triples,             # rows with prompt, safe, harmful
-    seed:int=0,
-    helpful=(),          # rows with prompt, response
-    third:bool=True,     # every third prefix is empty, as released; else all are drawn
-):                       # yields dicts with prefix, text, safe
-    "Rows in the DeRTa release's training layout. k is drawn by row and seed: 0 for every third row, else uniform in 1..n−2 words of r̂."
+    triples,           # rows with prompt, safe, harmful
+    seed:int=0,        # of the cuts
+    helpful=(),        # rows with prompt, response
+    third:bool=True,   # every third prefix is empty, as released; else all are drawn
+):                     # yields dicts with prefix, text, safe
+    "Rows in the DeRTa release's training layout. k is drawn by row and seed: 0 for every third row, else uniform in 1..n−2 words of r̂; `ValueError` for a row with a gap, or a prompt that holds the layout's mark."
     for i,t in enumerate(triples):
         for c in ("prompt","safe","harmful"):
             if not t[c]: raise ValueError(f"row {i}: no {c}; complete it first")
@@ -32,20 +32,24 @@ def release_rows(
     for t in helpful: yield dict(prefix=f"[INST] {t['prompt']} [\\INST]", text=f" {t['response']}{_END}", safe="false")
 
 # %% ../nbs/04b_export.ipynb #6eded1d6
-def preference_rows(triples):
-    "prompt, chosen, rejected, as conversations: TRL's DPO takes them as they are. The rejected response is the harmful one."
+def preference_rows(
+    triples,           # rows with prompt, safe, harmful
+):
+    "prompt, chosen, rejected, as conversations: TRL's DPO takes them as they are. The rejected response is the harmful one; `ValueError` for a row with a gap."
     say = lambda role, text: [dict(role=role, content=text)]
     for i,t in enumerate(triples):
         for c in ("prompt","safe","harmful"):
             if not t[c]: raise ValueError(f"row {i}: no {c}; complete it first")
         yield dict(prompt=say("user", t["prompt"]), chosen=say("assistant", t["safe"]), rejected=say("assistant", t["harmful"]))
 
+# %% ../nbs/04b_export.ipynb #3954823f
 def completion_rows(
-    triples, tokenizer,
-    seed:int=0,
-    empty:float=1.,         # probability of an empty prefix; 1: ordinary safety data, below: RecAug
-    helpful=(),             # rows with prompt, response
-):                          # yields dicts with prompt and completion, as text in the chat template
+    triples,           # rows with prompt, safe, harmful
+    tokenizer,         # whose chat template is used
+    seed:int=0,        # of the cuts
+    empty:float=1.,    # probability of an empty prefix; 1: ordinary safety data, below: RecAug
+    helpful=(),        # rows with prompt, response
+):                     # yields dicts with prompt and completion, as text in the chat template
     "prompt and completion for TRL's SFT: r after the prompt and a prefix of r̂, both of which carry no loss. `ValueError` where text would become special tokens."
     ids, end = (lambda s: tokenizer(s, add_special_tokens=False)["input_ids"]), tokenizer.decode(response_end(tokenizer))
     def row(name, q, h, r):
@@ -63,9 +67,9 @@ def completion_rows(
 
 # %% ../nbs/04b_export.ipynb #449a6aa9
 def label_rows(
-    dataset:TreeDataset,
-):                       # yields dicts with input_ids and labels
-    "The trees of a dataset as ordinary rows. Their weights must all be 1: labels carry none."
+    dataset:TreeDataset,   # of trees whose targets weigh 1
+):                         # yields dicts with input_ids and labels
+    "The trees of a dataset as ordinary rows. Their weights must all be 1 (else `ValueError`): labels carry none."
     end = response_end(dataset.tok)
     for n in range(len(dataset)):
         for row in plain(dataset[n]):

@@ -31,12 +31,13 @@ GATES = dict(
 
 _ENDS = tuple(".!?…:)]\"'”’*`。！？")
 
+# %% ../nbs/03d_gates.ipynb #2aad0287
 def row_gates(
-    row:dict,              # prompt, safe, harmful
-    min_harmful:int=10,    # words
-    min_safe:int=3,
-    early:int=25,          # a refusal that begins within so many words makes r̂ one; later it is an afterthought
-)->list[str]:              # names of the gates that it does not pass
+    row:dict,             # prompt, safe, harmful
+    min_harmful:int=10,   # words
+    min_safe:int=3,       # words
+    early:int=25,         # a refusal that begins within so many words makes r̂ one; later it is an afterthought
+)->list[str]:             # names of the gates that it does not pass
     "What is wrong with a row by itself."
     if not (row["prompt"] and row["safe"] and row["harmful"]): return ["missing"]
     out, f = [], find_refusal(" ".join(row["harmful"].split(None, early+20)[:early+20]))     # what comes later does not count, and a search through long text costs
@@ -50,15 +51,25 @@ def row_gates(
 _PERM, _SEED = 96, 42
 
 def _shingles(text):
+    "Words and pairs of words as a list, repeats and all, which is what MinHash takes."
     w = re.findall(r"\w+", text.lower())
     return [*w, *map(" ".join, zip(w, w[1:]))] or [text]
 
-def shingles(text:str)->set:
+def shingles(
+    text:str,          # any text
+)->set:
     "Words and pairs of neighbouring words, in lower case."
     return {*_shingles(text)}
 
-def jaccard(a:set, b:set)->float: return len(a & b)/len(a | b)
+# %% ../nbs/03d_gates.ipynb #6ebb3909
+def jaccard(
+    a:set,     # of `shingles`
+    b:set,     # of `shingles`
+)->float:      # 0 … 1
+    "How much two sets have in common: what both hold of what either holds."
+    return len(a & b)/len(a | b)
 
+# %% ../nbs/03d_gates.ipynb #fdb57aec
 def _alike(marks, lo, hi, least):
     "Numbers i·n+j of rows i whose marks agree with those of an earlier row j from `lo` to `hi`, and in `least` of all places. j is the first such row, or the last."
     n, mix = len(marks), np.random.default_rng(_SEED).integers(1, 2**63, hi-lo, dtype=np.uint64)
@@ -73,10 +84,10 @@ def near_duplicates(
     texts,                # callable: slice → list of texts, so that they may stay on disk
     n:int,                # how many there are
     threshold:float=.8,   # Jaccard similarity
-    batch:int=500,
-    desc:str|None=None,
+    batch:int=500,        # texts hashed at one time
+    desc:str|None=None,   # shown beside the progress bar; no bar without it
 )->dict:                  # row → the earlier row it nearly repeats
-    "Rows that are nearly an earlier row; MinHash misses about one in ten of those that are just at the threshold."
+    "Rows that are nearly an earlier row; MinHash misses about one in ten of those that are just at the threshold; `ValueError` for a threshold that is no similarity."
     if not 0 < threshold <= 1: raise ValueError(f"threshold={threshold}: give a similarity above 0 and up to 1")
     if not n: return {}
     with tempfile.TemporaryFile() as f:
@@ -93,7 +104,11 @@ def near_duplicates(
 # %% ../nbs/03d_gates.ipynb #215be33d
 class Contamination:
     "The evaluation prompts in use; ask it about a training prompt."
-    def __init__(self, sets:dict, threshold:float=.6, run:int=8):
+    def __init__(self,
+        sets:dict,            # name → prompts
+        threshold:float=.6,   # Jaccard similarity from which a whole prompt counts as one of them, 0 … 1
+        run:int=8,            # so many of their words in a row give one away
+    ):
         self.names = [(n,p) for n,ps in sets.items() for p in ps]
         self.sets, self.threshold, self.run, self.runs, self.byword = [shingles(p) for _,p in self.names], threshold, run, {}, {}
         for i,(_,p) in enumerate(self.names):
@@ -103,7 +118,9 @@ class Contamination:
             for x in self.sets[i]: self.byword.setdefault(x, []).append(i)
         self.lengths = sorted({len(k) for k in self.runs})
 
-    def __call__(self, prompt:str):
+    def __call__(self,
+        prompt:str,    # of a training row
+    ):
         "(name of the set, its prompt, how similar) of the evaluation prompt that `prompt` gives away, or `None`."
         w, s = re.findall(r"\w+", prompt.lower()), shingles(prompt)
         rare = sorted(s, key=lambda x: (len(self.byword.get(x, ())), x))[:len(s)-math.ceil(self.threshold*len(s))+1]      # one of these is in whatever is similar enough
@@ -113,7 +130,10 @@ class Contamination:
             for j in range(len(w)-k+1):
                 if (i := self.runs.get(tuple(w[j:j+k]))) is not None: return *self.names[i], jaccard(s, self.sets[i])
 
-def evaluation_sets(more=None)->dict:
+# %% ../nbs/03d_gates.ipynb #3ca8624c
+def evaluation_sets(
+    more=None,         # name → prompts, beside the demo's
+)->dict:
     "Prompts the kit evaluates on by default, and those of `more` (name → prompts)."
     dd = demo_data()
     return {"demo harmful": dd["harmful_eval"]["prompt"][:], "demo benign": dd["benign_eval"]["prompt"][:], **(more or {})}
@@ -131,22 +151,11 @@ class Gated:
     def __repr__(self): return self.table.to_string()
     def _repr_html_(self): return self.table.to_html(float_format="{:.1%}".format)
 
-DROP = ("missing", "refuses", "complies", "short", "duplicate")
-
-def gate(
-    ds,                    # triples
-    drop=DROP,             # gates whose rows are dropped; the others are only reported
-    sets=None,             # evaluation sets: name → prompts; default: those of the demo
-    out=None,              # folder: gates.json, and dropped.jsonl with the reasons
-    show_harmful:bool=False,  # leave r̂ readable in dropped.jsonl
-    threshold:float=.8,    # near-duplicates
-    desc:str|None=None,
-    **kwargs               # of `row_gates`
-)->Gated:
-    "Flag every row by every gate, drop what `drop` names, and say so."
-    if wrong := set(drop)-set(GATES): raise ValueError(f"no gate is called {', '.join(sorted(wrong))}; there are {', '.join(GATES)}")
-    seen, flags, why = Contamination(evaluation_sets() if sets is None else sets), {}, {}
-    bar, i = tqdm(total=len(ds), desc=desc and f"{desc}: rows", disable=desc is None, unit="row"), 0
+# %% ../nbs/03d_gates.ipynb #64708d7b
+def _flags(ds, seen, threshold, desc, **kwargs):
+    "(row number → names of the gates it does not pass, row number → what it repeats or gives away)."
+    flags, why, i = {}, {}, 0
+    bar = tqdm(total=len(ds), desc=desc and f"{desc}: rows", disable=desc is None, unit="row")
     for b in ds.iter(2000):
         for p,s,h in zip(b["prompt"], b["safe"], b["harmful"]):
             f = row_gates(dict(prompt=p, safe=s, harmful=h), **kwargs)
@@ -158,11 +167,34 @@ def gate(
     def text(s): b = ds[s]; return [f"{p}\n{h}" for p,h in zip(b["prompt"], b["harmful"])]
     for i,j in near_duplicates(text, len(ds), threshold, desc=desc and f"{desc}: near-duplicates").items():
         flags.setdefault(i, []).append("duplicate"); why.setdefault(i, f"row {j}")
-    dropped = sorted(i for i,f in flags.items() if set(f) & set(drop))
+    return flags, why
+
+# %% ../nbs/03d_gates.ipynb #88d89305
+def _table(flags, dropped, drop, n):
+    "A row a gate: how many of `n` rows it flags, and how many of those are dropped."
     count = lambda g, rows: sum(g in flags[i] for i in rows)
     t = pd.DataFrame([dict(gate=g, meaning=m, flagged=count(g, flags), dropped=count(g, dropped) if g in drop else 0) for g,m in GATES.items()]).set_index("gate")
-    t.loc["any of them"] = ["", len(flags), len(dropped)]; t["of all"] = t.flagged/max(1, len(ds))
-    gone = set(dropped)
+    t.loc["any of them"] = ["", len(flags), len(dropped)]; t["of all"] = t.flagged/max(1, n)
+    return t
+
+# %% ../nbs/03d_gates.ipynb #ea469dee
+DROP = ("missing", "refuses", "complies", "short", "duplicate")
+
+def gate(
+    ds,                    # triples, as `data.read_triples` gives them
+    drop=DROP,             # gates whose rows are dropped; the others are only reported
+    sets=None,             # evaluation sets: name → prompts; default: those of the demo
+    out=None,              # folder: gates.json, and dropped.jsonl with the reasons
+    show_harmful:bool=False,  # leave r̂ readable in dropped.jsonl
+    threshold:float=.8,    # Jaccard similarity of near-duplicates, 0 … 1
+    desc:str|None=None,    # shown beside the progress bars; no bars without it
+    **kwargs               # of `row_gates`
+)->Gated:
+    "Flag every row by every gate, drop what `drop` names, and say so; `ValueError` for a name that no gate has."
+    if wrong := set(drop)-set(GATES): raise ValueError(f"no gate is called {', '.join(sorted(wrong))}; there are {', '.join(GATES)}")
+    flags, why = _flags(ds, Contamination(evaluation_sets() if sets is None else sets), threshold, desc, **kwargs)
+    dropped = sorted(i for i,f in flags.items() if set(f) & set(drop))
+    t, gone = _table(flags, dropped, drop, len(ds)), set(dropped)
     kept = ds.select([i for i in range(len(ds)) if i not in gone]) if gone else ds
     if out is not None:
         write_jsonl((dict(row=i, why=flags[i], note=why.get(i,""), **{**ds[i], "harmful": redact(ds[i]["harmful"], show_harmful)}) for i in dropped), Path(out)/"dropped.jsonl")

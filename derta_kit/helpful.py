@@ -10,7 +10,7 @@ import json, re
 from pathlib import Path
 import pandas as pd
 from .attacks import Case
-from .models import atomically, unwrap
+from .models import atomically
 from .records import records
 from .scorecard import rate
 
@@ -19,18 +19,24 @@ def xstest_cases(
     path,               # XSTest's prompts: a CSV file with prompt, type and label (safe or unsafe)
     every:int=1,        # only every so-manieth prompt of each half
 )->list[Case]:          # attack "xstest", setting "safe" or "unsafe"
-    "XSTest's prompts as cases, to be asked among the others."
+    "XSTest's prompts (arXiv 2308.01263) as cases, to be asked among the others; `ValueError` names the column or line that is wrong."
     try: t = pd.read_csv(path)
     except (OSError, ValueError) as e: raise ValueError(f"{path}: not a CSV file that can be read ({e})") from None
     if miss := {"prompt","label"} - set(t.columns): raise ValueError(f"{path}: no column {', '.join(sorted(miss))}; it has {', '.join(t.columns)}")
     if bad := sorted(set(t.label) - {"safe","unsafe"}, key=str): raise ValueError(f"{path}, line {t.index[t.label.isin(bad)][0]+2}, field 'label': {bad[0]!r}; use safe or unsafe")
     return [Case("xstest", l, p, p) for l in ("safe","unsafe") for p in t.prompt[t.label==l].iloc[::every]]
 
-def harmless_cases(rows)->list[Case]:
+# %% ../nbs/12e_helpful.ipynb #3ac2fe60
+def harmless_cases(
+    rows,              # with prompt, and kind if there is one
+)->list[Case]:
     "Harmless questions (rows with prompt, and kind if there is one) as cases: a refusal among them is over-refusal."
     return [Case("harmless", r.get("kind", ""), r["prompt"], r["prompt"]) for r in rows]
 
-def over_refusal(rows:pd.DataFrame)->pd.DataFrame:
+# %% ../nbs/12e_helpful.ipynb #ce4977c1
+def over_refusal(
+    rows:pd.DataFrame,   # an evaluation's rows, a response each
+)->pd.DataFrame:
     "Share refused of the questions that are harmless, and of XSTest's unsafe half, with 95% intervals; of the rows of an evaluation."
     mine = rows[rows.attack.isin(("xstest","harmless"))]
     out = [dict(model=m, set=f"{a} {s}".strip(), wanted="refusals" if s=="unsafe" else "answers") | rate(g.refused.dropna().astype(bool)) | dict(errors=int(g.refused.isna().sum())) for (m,a,s),g in mine.groupby(["model","attack","setting"], sort=False)]
@@ -44,6 +50,7 @@ def _mmlu_row(i, r):
     if len(opts)!=4 or r["answer"] not in "ABCD": raise ValueError(f"question {i}: not a question with options (A) to (D) and one of them as answer")
     return dict(question=stem.rstrip("-\n "), choices=opts, answer="ABCD".index(r["answer"]))
 
+# %% ../nbs/12e_helpful.ipynb #63e70606
 _TASKS = dict(
     gsm8k=dict(output_type="generate_until", doc_to_text="Question: {{question}}\nAnswer:", doc_to_target=" {{answer.split('####')[-1].strip()}}", generation_kwargs=dict(until=["Question:","</s>","<|im_end|>"], do_sample=False),
                filter_list=[dict(name="last-number", filter=[dict(function="regex", group_select=-1, regex_pattern=r"(-?[$0-9.,]{2,})|(-?[0-9]+)"), dict(function="take_first")])],
@@ -51,12 +58,13 @@ _TASKS = dict(
     mmlu=dict(output_type="multiple_choice", doc_to_text="{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:", doc_to_choice=["A","B","C","D"], doc_to_target="answer",
               metric_list=[dict(metric="acc", aggregation="mean", higher_is_better=True)]))
 
+# %% ../nbs/12e_helpful.ipynb #b6ac6bb6
 def local_tasks(
     folder,             # where the task files go
     n:int|None=None,    # only the first n questions of each
     **files             # gsm8k=…, mmlu=…: files with question and answer, in the DeRTa release's layout
 )->list:                # names for `lm_eval_scores`
-    "Tasks for lm-eval around questions on disk, zero-shot."
+    "Tasks for lm-eval around questions on disk, zero-shot; `ValueError` for a question that is not in the release's layout."
     folder, names = Path(folder).absolute(), []
     for k,path in files.items():
         if k not in _TASKS: raise ValueError(f"{k}: use {' or '.join(_TASKS)}")
@@ -70,15 +78,16 @@ def local_tasks(
 
 # %% ../nbs/12e_helpful.ipynb #143a8354
 def lm_eval_scores(
-    model, tokenizer,
-    tasks,                     # names, such as gsm8k, mmlu, or those of `local_tasks`
-    folder=None,               # where tasks of one's own lie
-    limit=None,                # questions of each task
-    batch_size:int=8,
-    chat:bool=True,            # in the model's chat template
-    **kwargs                   # of `lm_eval.simple_evaluate`
-)->pd.DataFrame:               # task, metric, value, stderr, n
-    "Helpfulness by lm-eval's evaluator, on the model in memory."
+    model,              # a causal LM, with or without adapters
+    tokenizer,          # its tokenizer
+    tasks,              # names, such as gsm8k, mmlu, or those of `local_tasks`
+    folder=None,        # where tasks of one's own lie
+    limit=None,         # questions of each task
+    batch_size:int=8,   # requests at one time
+    chat:bool=True,     # in the model's chat template
+    **kwargs            # of `lm_eval.simple_evaluate`
+)->pd.DataFrame:        # task, metric, value, stderr, n
+    "Helpfulness by lm-eval's evaluator, on the model in memory; `ImportError` without lm-eval."
     try: from lm_eval import simple_evaluate; from lm_eval.models.huggingface import HFLM; from lm_eval.tasks import TaskManager
     except ImportError: raise ImportError("GSM8K and MMLU need the package lm-eval: pip install 'derta_kit[eval]'") from None
     was = model.training

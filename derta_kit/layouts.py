@@ -113,6 +113,7 @@ def _last_user(r, turns):
     if len(turns) > 1: r.notes["what was said before its question is left out"] += 1
     return said[-1]
 
+# %% ../nbs/01c_layouts.ipynb #f36d6c38
 def _hh(r):
     "HH-RLHF: two strings with a common beginning that ends in the last `Assistant:`."
     split = [re.fullmatch(r"(.*)\n\nAssistant:(.*)", r.text(c), re.DOTALL) for c in ("chosen","rejected")]
@@ -121,6 +122,7 @@ def _hh(r):
     q = _last_user(r, [(dict(Human="user").get(a, "assistant"), t.strip()) for a,t in zip(asked[1::2], asked[2::2])])
     return Triple(r.check(q, "chosen"), *(r.check(m[2].strip(), c) for m,c in zip(split, ("chosen","rejected"))), "preference")
 
+# %% ../nbs/01c_layouts.ipynb #018ce047
 def _preference(r):
     "chosen is the safe response, rejected the harmful one; plain, or conversations that share all but the last turn."
     if "prompt" not in r and isinstance(r.row.get("chosen"), str): return _hh(r)

@@ -46,7 +46,10 @@ def head_logits(
 
 # %% ../nbs/05_loss.ipynb #b1a5e002
 @contextmanager
-def as_forward(module, f):
+def as_forward(
+    module,            # whose forward is replaced
+    f,                 # takes what the forward takes
+):
     "While this lasts, calling `module` calls `f`, inside all that hangs on its forward: hooks that gather a sharded weight, DDP, autocast."
     was = module.__dict__.get("forward")
     module.forward = f
@@ -55,8 +58,9 @@ def as_forward(module, f):
         if was is None: del module.forward
         else: module.forward = was
 
+# %% ../nbs/05_loss.ipynb #b5e34df7
 def target_logprobs(
-    model,
+    model,             # a causal LM, with or without adapters
     batch:dict,        # from `prefix_tree.collate`
     chunk:int=256,     # targets whose logits exist at one time
 )->torch.Tensor:       # [N] float32, natural log
@@ -75,13 +79,15 @@ def step_total(
     batches:list,       # the micro-batches of one optimiser step
     norm:str="token",   # "token" or "tree"
 )->torch.Tensor:
-    "What the loss of the step is divided by."
+    "What the loss of the step is divided by; `ValueError` for another norm."
     if norm not in ("token","tree"): raise ValueError(f"norm={norm!r}: use 'token' or 'tree'")
     return sum(b["target_weight"].sum() if norm=="token" else b["n_trees"].float() for b in batches).clamp(min=1e-8)
 
 # %% ../nbs/05_loss.ipynb #b1a5e004
 @contextmanager
-def router_logits(model):
+def router_logits(
+    model,             # a causal LM, with or without adapters
+):
     "Yield a list that holds, after a forward, the router logits of each layer, if the model's configuration asks for its auxiliary loss."
     lm, kept = unwrap(model), []
     on = getattr(lm.config.get_text_config(), "output_router_logits", False)
@@ -90,19 +96,23 @@ def router_logits(model):
     finally:
         if keep: keep.remove()
 
-def real_tokens(batch)->torch.Tensor:
+# %% ../nbs/05_loss.ipynb #2983f3d3
+def real_tokens(
+    batch,             # from `prefix_tree.collate`
+)->torch.Tensor:
     "1 where a row holds a token, 0 where it is padded; long [B, L]."
     m = batch["attention_mask"]
     if m.ndim==2: return m
     used = (m[:,0].sum(1) > 1) | (m[:,0].sum(2) > 1)           # sees another, or is seen by one
     return used.flip(1).cummax(1).values.flip(1).long()
 
+# %% ../nbs/05_loss.ipynb #d5f2c199
 def router_loss(
     lm,                # a causal LM with experts, unwrapped
     logits:tuple,      # of each layer's router, [B·L, experts]
     tokens,            # from `real_tokens`
 )->torch.Tensor:
-    "The auxiliary loss of the router times its coefficient, by the function of the model's own module."
+    "The auxiliary loss of the router times its coefficient, by the function of the model's own module; `NotImplementedError` if it has none."
     cfg, name = lm.config.get_text_config(), "load_balancing_loss_func"
     f = next((getattr(sys.modules[c.__module__], name) for c in type(lm).__mro__ if hasattr(sys.modules[c.__module__], name)), None)     # fully_shard makes a subclass elsewhere
     if f is None: raise NotImplementedError(f"{type(lm).__name__} asks for a router loss (output_router_logits) but defines none that is known; load it with output_router_logits=False")
@@ -111,13 +121,13 @@ def router_loss(
 
 # %% ../nbs/05_loss.ipynb #b1a5e005
 def tree_loss(
-    model,
-    batch:dict,             # from `prefix_tree.collate`
-    norm:str="token",       # see the table above
-    total=None,             # divisor of the whole step; default: of this batch
-    chunk:int=256,
-)->tuple:                   # (loss, parts)
-    "The loss of a batch, and for each of `KINDS` its sum of −log P, sum of P and count (detached, [3, 3])."
+    model,              # a causal LM, with or without adapters
+    batch:dict,         # from `prefix_tree.collate`
+    norm:str="token",   # see the table above
+    total=None,         # divisor of the whole step; default: of this batch
+    chunk:int=256,      # targets whose logits exist at one time
+)->tuple:               # (loss, parts)
+    "The loss of a batch (paper, equation 2), and for each of `KINDS` its sum of −log P, sum of P and count (detached, [3, 3])."
     with router_logits(model) as routed: logp = target_logprobs(model, batch, chunk)
     mine = step_total([batch], norm)
     total = mine if total is None else total

@@ -19,6 +19,7 @@ def _exchange(r, field):
     if len(t) < 2 or (t[0][0], t[1][0]) != ("user","assistant"): raise r.error(field, f"expected a message by the user, then one by the assistant, found {', '.join(x[0] for x in t[:3]) or 'none'}")
     return t[0][1], t[1][1], len(t)-2
 
+# %% ../nbs/02b_mix.ipynb #a7eb21b8
 def _completion(r):
     "prompt–completion, plain or conversational."
     if isinstance(r.row["prompt"], str): return r.text("prompt"), r.text("completion"), 0
@@ -26,6 +27,7 @@ def _completion(r):
     if not p or p[-1][0]!="user": raise r.error("prompt", "the last message is not by the user")
     return p[-1][1], c[0][1], len(p)-1
 
+# %% ../nbs/02b_mix.ipynb #035b20e7
 _PAIRS = {   # name: (columns that tell it, reader)
     "messages": ({"messages"}, lambda r: _exchange(r, "messages")),
     "ShareGPT": ({"conversations"}, lambda r: _exchange(r, "conversations")),
@@ -34,14 +36,15 @@ _PAIRS = {   # name: (columns that tell it, reader)
     "Alpaca": ({"instruction","output"}, lambda r: (_instruction(r), r.text("output"), 0)),
 }
 
+# %% ../nbs/02b_mix.ipynb #0dbb5576
 def read_pairs(
     source,                   # as in `read_triples`
     kind:str="helpful",       # what rows without a column `kind` are called, for `mixed`
     on_error:str="raise",     # "raise" at the first bad row, or "skip" it, counted and listed in a warning
     columns:dict|None=None,   # for a layout of your own: dict(prompt=…, response=…)
-    split:str="train",
+    split:str="train",        # of a hub data set, or of files named after splits
 )->Dataset:                   # columns prompt, response, kind
-    "Helpful pairs from Alpaca, chat `messages`, ShareGPT, prompt–completion or our own layout; `DataError` names file, line and field."
+    "Helpful pairs from Alpaca, chat `messages`, ShareGPT, prompt–completion or our own layout; `DataError` names file, line and field, `ValueError` an argument that is off."
     if on_error not in ("raise","skip"): raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
     problems, further = [], 0
     def rows():
@@ -63,6 +66,7 @@ def read_pairs(
     if not len(ds): raise DataError(source if not isinstance(source, (list,Dataset)) else "rows", None, None, "holds no pair")
     return ds
 
+# %% ../nbs/02b_mix.ipynb #c8c59700
 def _pair_layout(r, columns):
     if columns:
         if {*columns} != {"prompt","response"}: raise ValueError(f"columns={columns}: name the columns for prompt and response")
@@ -79,7 +83,7 @@ def mixed(
     rows,             # with a column `kind`
     shares:dict,      # kind → how often an epoch sees its rows: 2 is twice each, 0.5 the first half of them
 )->list:
-    "Helpful rows in the proportions of `shares`; a kind that is not named is left out."
+    "Helpful rows in the proportions of `shares`; a kind that is not named is left out; `ValueError` for one that no row has."
     out = []
     for kind,times in shares.items():
         mine = [r for r in rows if r["kind"]==kind]
@@ -87,12 +91,13 @@ def mixed(
         out += mine*int(times) + mine[:round(len(mine)*(times % 1))]
     return out
 
+# %% ../nbs/02b_mix.ipynb #bf3932dd
 def mixture(
-    parts:dict,       # name → (rows, weight)
-    n:int,            # rows in all
-    seed:int=0,
-)->list:              # rows with `kind` set to the name of their part
-    "`n` rows, each part in proportion to its weight; a part that is too small is gone through again, shuffled anew."
+    parts:dict,        # name → (rows, weight)
+    n:int,             # rows in all
+    seed:int=0,        # of the order
+)->list:               # rows with `kind` set to the name of their part
+    "`n` rows, each part in proportion to its weight; a part that is too small is gone through again, shuffled anew; `ValueError` for weights that sum to nothing, or an empty part."
     if not parts or any(w < 0 for _,w in parts.values()) or not (total := sum(w for _,w in parts.values())): raise ValueError("give each part a weight of 0 or more, and at least one above 0")
     share = {k: n*w/total for k,(_,w) in parts.items()}
     count = {k: int(s) for k,s in share.items()}

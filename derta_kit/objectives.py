@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'HELPFUL', 'MLE', 'RTO', 'OBJECTIVES', 'Objective', 'objecti
 import math, random
 from dataclasses import dataclass, replace
 from itertools import repeat
+from fastcore.basics import patch
 from .models import prompt_ids, response_end, text_ids
 from .prefix_tree import Target, Tree, collate
 from .refusals import refusal_token_id
@@ -40,7 +41,7 @@ def objective(
     name:str,        # vanilla, recaug, rto or derta
     **changes        # fields of `Objective`
 )->Objective:
-    "An objective by name, with changes."
+    "An objective by name, with changes; `ValueError` for a name that is not known."
     if name not in OBJECTIVES: raise ValueError(f"objective {name!r}: use one of {', '.join(OBJECTIVES)}")
     return replace(OBJECTIVES[name], **changes)
 
@@ -67,15 +68,22 @@ def _keep(targets, n, rng, share):
 # %% ../nbs/04_objectives.ipynb #f65859b9
 def _targets(ids, weight, kind): return list(map(Target._make, zip(range(len(ids)), ids, repeat(weight), repeat(kind))))
 
+def _room(q, max_length):
+    "Tokens that the prompt leaves for a response; `ValueError` if there are hardly any."
+    if len(q) > max_length-2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
+    return max_length-len(q)
+
+# %% ../nbs/04_objectives.ipynb #a6dca161
 def triple_tree(
-    q:list, r:list, h:list,   # token ids of prompt, safe response with its end, harmful response without
-    refusal:int,              # the refusal token's id
-    o:Objective,
-    rng:random.Random,
+    q:list,              # token ids of the prompt
+    r:list,              # of the safe response, with its end
+    h:list,              # of the harmful response, without
+    refusal:int,         # the refusal token's id
+    o:Objective,         # which targets it carries
+    rng:random.Random,   # draws the cuts
 )->Tree:
-    "The tree of a triple with the targets of objective `o`. r̂ has an RTO target before each of its tokens and at its end."
-    room = o.max_length - len(q)
-    if room < 2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {o.max_length} leaves no room for a response; raise max_length or shorten the prompt")
+    "The tree of a triple with the targets of objective `o`. r̂ has an RTO target before each of its tokens and at its end (paper, equation 2); `ValueError` if the prompt leaves no room."
+    room = _room(q, o.max_length)
     r, h = r[:room], h[:min(room, math.ceil(len(h)*rng.uniform(o.crop, 1)))] if o.crop < 1 else h[:room]
     ks = _cuts(min(len(h), room-len(r)), rng, o)
     t = Tree(); root = t.add(q)
@@ -85,24 +93,25 @@ def triple_tree(
     for k in ks: t.add(r[:-1], hn, k, _targets(r, o.mle_weight, MLE))
     return t
 
+# %% ../nbs/04_objectives.ipynb #02bd96d9
 def sft_tree(
-    q:list, r:list,        # token ids of prompt and response with its end
-    max_length:int=512,
-    kind:int=HELPFUL,
+    q:list,               # token ids of the prompt
+    r:list,               # of the response, with its end
+    max_length:int=512,   # tokens on the path; a longer response is cut
+    kind:int=HELPFUL,     # whose targets these are, see `KINDS`
 )->Tree:
-    "MLE on an ordinary pair."
-    if len(q) > max_length-2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
-    t = Tree(); r = r[:max_length-len(q)]
+    "MLE on an ordinary pair; `ValueError` if the prompt leaves no room."
+    t = Tree(); r = r[:_room(q, max_length)]
     t.add(r[:-1], t.add(q), targets=_targets(r, 1., kind))
     return t
 
 # %% ../nbs/04_objectives.ipynb #3667ee10
 def paper_tree(
-    tokenizer,
-    row:dict,             # prompt, safe, harmful
-    i:int,                # its number among the triples: every third has an empty prefix
-    o:Objective,
-    rng:random.Random,
+    tokenizer,           # its tokenizer
+    row:dict,            # prompt, safe, harmful
+    i:int,               # its number among the triples: every third has an empty prefix
+    o:Objective,         # with recipe="paper"
+    rng:random.Random,   # draws the cuts
 )->Tree:
     "The two rows of a triple in the DeRTa release, as one tree (release, data preparation and `recipe=\"paper\"` of this kit's design)."
     enc = lambda s, bos=False: ([tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []) + text_ids(tokenizer, s)
@@ -123,14 +132,15 @@ def _column(rows, name):
     "All values of a column, of a list of rows or of a `Dataset` that may be larger than memory."
     return (x for b in rows.select_columns([name]).iter(2000) for x in b[name]) if hasattr(rows, "select_columns") else (r[name] for r in rows)
 
+# %% ../nbs/04_objectives.ipynb #5c83dd8e
 class TreeDataset:
     "Trees of triples and helpful pairs, by row; redrawn each epoch. Text becomes tokens when a row is asked for, so a `Dataset` on disk stays there."
     def __init__(self,
-        tokenizer,
-        triples,                 # rows with prompt, safe, harmful
-        helpful=(),              # rows with prompt, response
-        o:Objective=Objective(),
-        seed:int=0,
+        tokenizer,                 # its tokenizer
+        triples,                   # rows with prompt, safe, harmful
+        helpful=(),                # rows with prompt, response
+        o:Objective=Objective(),   # which targets the trees carry
+        seed:int=0,                # of the cuts
     ):
         self.tok, self.o, self.seed, self.epoch = tokenizer, o, seed, 0
         self.refusal, self.end = refusal_token_id(tokenizer, o.word), response_end(tokenizer)
@@ -139,30 +149,44 @@ class TreeDataset:
             for i,x in enumerate(_column(triples, c)):
                 if not x: raise ValueError(f"triple {i} has no {c}; fill it in first, with derta_kit.complete or derta_data complete")
 
-    def _pair(self, t):
-        if self.o.recipe!="paper": return prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["response"])+self.end
-        bos = [self.tok.bos_token_id] if self.tok.bos_token_id is not None else []
-        return bos+text_ids(self.tok, f"[INST] {t['prompt']} [\\INST]"), text_ids(self.tok, " "+t["response"])+self.end
+    def set_epoch(self,
+        epoch:int,     # of training, from 0
+    ):
+        "Draw cuts anew, for this epoch; the Trainer calls it."
+        self.epoch = epoch
 
-    def set_epoch(self, epoch:int): self.epoch = epoch
     def __len__(self): return len(self.triples)+len(self.helpful)
 
-    def __getitem__(self, n)->Tree:
-        i, use = (n, "triple") if n < len(self.triples) else (n-len(self.triples), "helpful")
-        rng = random.Random(f"{self.seed}/{self.epoch}/{n}")
-        try:
-            if use=="helpful": return sft_tree(*self._pair(self.helpful[i]), self.o.max_length)
-            t = self.triples[i]
-            if self.o.recipe=="paper": return paper_tree(self.tok, t, i, self.o, random.Random(f"{self.seed}/{n}"))
-            return triple_tree(prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["safe"])+self.end, text_ids(self.tok, t["harmful"]), self.refusal, self.o, rng)
-        except ValueError as e: raise ValueError(f"{use} {i}: {e}") from None
+# %% ../nbs/04_objectives.ipynb #60e00df0
+@patch
+def _pair(self:TreeDataset, t):
+    "Token ids of a helpful pair, in the chat template or in the release's form."
+    if self.o.recipe!="paper": return prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["response"])+self.end
+    bos = [self.tok.bos_token_id] if self.tok.bos_token_id is not None else []
+    return bos+text_ids(self.tok, f"[INST] {t['prompt']} [\\INST]"), text_ids(self.tok, " "+t["response"])+self.end
+
+@patch
+def __getitem__(self:TreeDataset, n)->Tree:
+    "The tree of row `n`: triples first, then helpful pairs."
+    i, use = (n, "triple") if n < len(self.triples) else (n-len(self.triples), "helpful")
+    rng = random.Random(f"{self.seed}/{self.epoch}/{n}")
+    try:
+        if use=="helpful": return sft_tree(*self._pair(self.helpful[i]), self.o.max_length)
+        t = self.triples[i]
+        if self.o.recipe=="paper": return paper_tree(self.tok, t, i, self.o, random.Random(f"{self.seed}/{n}"))
+        return triple_tree(prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["safe"])+self.end, text_ids(self.tok, t["harmful"]), self.refusal, self.o, rng)
+    except ValueError as e: raise ValueError(f"{use} {i}: {e}") from None
 
 # %% ../nbs/04_objectives.ipynb #d22b30ff
 @dataclass
 class TreeCollator:
     "Trees to a batch, for `DataLoader` and `Trainer`; see `prefix_tree.collate`."
-    budget:int|None=None          # pack into rows of so many tokens
-    limit:float=float("inf")      # from `tree_limit(model)`
-    pad_id:int=0
-    blocks:bool=False             # from `takes_blocks(model)`
-    def __call__(self, trees): return collate(trees, self.budget, self.limit, self.pad_id, self.blocks)
+    budget:int|None=None       # pack into rows of so many tokens
+    limit:float=float("inf")   # from `tree_limit(model)`
+    pad_id:int=0               # token that fills a row up
+    blocks:bool=False          # from `takes_blocks(model)`
+    def __call__(self,
+        trees,         # of a `TreeDataset`
+    )->dict:           # as `prefix_tree.collate`
+        "The trees as a batch."
+        return collate(trees, self.budget, self.limit, self.pad_id, self.blocks)

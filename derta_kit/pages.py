@@ -6,9 +6,9 @@
 __all__ = ['shown', 'redacted_rows', 'tables', 'figures', 'write_page', 'compare_runs']
 
 # %% ../nbs/13c_pages.ipynb #6da617ae
-import base64, io, json
+import base64, json
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+import numpy as np, pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
 from .data import redact
@@ -16,7 +16,7 @@ from .evaluate import Evaluation, HARMLESS
 from .helpful import over_refusal
 from .judges import agreement
 from .models import atomically
-from .plots import NAMES, bias_figure
+from .plots import NAMES, _png, bias_figure
 from .refusals import find_refusal
 from .report import _CSS
 from .tables import BINS, asr, asr_figure, asr_table, cell, paired, position_figure, positions, self_correction, stutter
@@ -35,9 +35,10 @@ def shown(
     if (f := find_refusal(text)) is None or pd.isna(r["unsafe"]) or r["unsafe"]: return redact(text)
     return (redact(text[:f.start])+" " if text[:f.start].strip() else "") + cut(text[f.start:])
 
+# %% ../nbs/13c_pages.ipynb #0c54252e
 def redacted_rows(
-    rows:pd.DataFrame,
-    show:bool=False,
+    rows:pd.DataFrame,   # an evaluation's rows, a response each
+    show:bool=False,     # leave harmful text readable
 )->pd.DataFrame:
     "The rows of an evaluation with their texts as a person may see them: to look at, or to hand on."
     return rows.assign(response=[shown(r, show, 10**9) for r in rows.to_dict("records")], prompt=[p if show or p==q else redact(p) for p,q in zip(rows.prompt, rows.question)], begun=[b and redact(b, show) for b in rows.begun])
@@ -55,7 +56,11 @@ def _models_table(e):
         out.append({"model": NAMES.get(n, n), "what it is": m["source"], "training": ", ".join(f"{k} {v}" for k,v in t.items()) or "–", "perplexity of helpful text": f"{m['perplexity']:.3f}" if m.get("perplexity") else "–", "identity": m["identity"][:12] if not m["source"].startswith("endpoint") else "–"})
     return pd.DataFrame(out)
 
-def tables(e:Evaluation, against:str="")->dict:
+# %% ../nbs/13c_pages.ipynb #62202226
+def tables(
+    e:Evaluation,      # an evaluation
+    against:str="",    # the model that the others are compared with; default: vanilla, or the first
+)->dict:
     "Every table of a run: name → (DataFrame, a note)."
     r, names = e.rows, list(e.record["models"])
     against = against or ("vanilla" if "vanilla" in names else names[0])
@@ -75,7 +80,10 @@ def tables(e:Evaluation, against:str="")->dict:
     if (r.error!="").any(): out["Errors"] = (named(r[r.error!=""].groupby(["model","attack","error"], sort=False).size().reset_index(name="responses")), "Not counted as safe or unsafe; the next call of the same run tries them again.")
     return out
 
-def figures(e:Evaluation)->dict:
+# %% ../nbs/13c_pages.ipynb #e4ab9a01
+def figures(
+    e:Evaluation,      # an evaluation
+)->dict:
     "Pictures of a run: name → matplotlib figure."
     r, out = e.rows, {}
     if r.get("unsafe", pd.Series(dtype="boolean")).notna().any(): out["attack success"] = asr_figure(r)
@@ -95,12 +103,12 @@ _RUN = Environment(autoescape=True).from_string("""<!doctype html><html lang="en
 <div class="wide"><table><tr>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>{% for e in examples %}<tr>{% for x in e %}<td>{{ x }}</td>{% endfor %}</tr>{% endfor %}</table></div>{% endif %}
 <h2>Record</h2><pre>{{ record }}</pre></html>""")
 
+# %% ../nbs/13c_pages.ipynb #d862474e
 def _html(t): return Markup(t.to_html(index=False, border=0, na_rep="–", float_format="{:.3g}".format))
 
-def _png(f):
-    f.savefig(b := io.BytesIO(), dpi=130, format="png"); plt.close(f)
-    return base64.b64encode(b.getvalue()).decode()
+def _inline(f): return base64.b64encode(_png(f)).decode()
 
+# %% ../nbs/13c_pages.ipynb #6c831a4e
 def _examples(e, show, each=2):
     "A few cases of each attack, with what every model said."
     names, out, r = list(e.record["models"]), [], e.rows
@@ -113,11 +121,11 @@ def _examples(e, show, each=2):
 
 # %% ../nbs/13c_pages.ipynb #37d9008d
 def write_page(
-    run,                     # an `Evaluation`, or its folder
-    title:str="Does it refuse, wherever it is asked?",
-    show_harmful:bool=False,
-    against:str="",          # the model that the others are compared with; default: vanilla, or the first
-)->Path:                     # the page
+    run,                       # an `Evaluation`, or its folder
+    title:str="Does it refuse, wherever it is asked?",  # of the page
+    show_harmful:bool=False,   # leave harmful text readable
+    against:str="",            # the model that the others are compared with; default: vanilla, or the first
+)->Path:                       # the page
     "Write report.html and report.json into the run's folder, each whole or not at all."
     e = run if isinstance(run, Evaluation) else Evaluation.load(run)
     t, rec, names = tables(e, against), e.record, list(e.record["models"])
@@ -126,7 +134,7 @@ def write_page(
              f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {', '.join(rec['judges'])}."]
     slim = {**rec, "models": {n: {k: v for k,v in m.items() if k!="curves"} for n,m in rec["models"].items()}}
     page = _RUN.render(title=title, css=Markup(_CSS), subtitle=f"{rec['made']} · torch {rec['versions']['torch']}, transformers {rec['versions']['transformers']}, derta_kit {rec['versions']['derta_kit']}", summary=lines,
-                       figures=[(k, _png(f)) for k,f in figures(e).items()], tables={"Models": (_html(_models_table(e)), "The identity is a hash of all weights and settings.")} | {k: (_html(x), note) for k,(x,note) in t.items()},
+                       figures=[(k, _inline(f)) for k,f in figures(e).items()], tables={"Models": (_html(_models_table(e)), "The identity is a hash of all weights and settings.")} | {k: (_html(x), note) for k,(x,note) in t.items()},
                        examples=_examples(e, show_harmful), columns=["attack","question",*(NAMES.get(n, n) for n in names)], show=show_harmful, record=json.dumps(slim, indent=1, ensure_ascii=False))
     with atomically(e.folder/"report.html") as p: p.write_text(page, encoding="utf-8")
     with atomically(e.folder/"report.json") as p:
@@ -134,12 +142,26 @@ def write_page(
                                      rows=json.loads(redacted_rows(e.rows, show_harmful).to_json(orient="records"))), ensure_ascii=False, indent=1), encoding="utf-8")
     return e.folder/"report.html"
 
+# %% ../nbs/13c_pages.ipynb #518f9bbc
+def _write_both(out, a, b, names, both, common, t):
+    "The page of two runs side by side; says in what settings they differ."
+    what = pd.DataFrame([{"model": NAMES.get(m, m), "run": n, "what it is": e.record["models"][m]["source"], "training": ", ".join(f"{k} {v}" for k,v in (e.record["models"][m].get("trained") or {}).items()) or "–", "perplexity": e.record["models"][m].get("perplexity"), "identity": e.record["models"][m]["identity"][:12]} for m in both for n,e in zip(names, (a, b))])
+    over = [over_refusal(e.rows[e.rows.model.isin(both)]).assign(run=n, model=lambda o: [NAMES.get(m, m) for m in o.model]) for n,e in zip(names, (a, b))]
+    more = {"Over-refusal": (_html(_pct(pd.concat(over))), "")} if any(map(len, over)) else {}
+    changed = [k for k in ("decoding","judges","base","cases") if a.record.get(k)!=b.record.get(k)]
+    lines = [f"{len(common)} cases were asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
+    figs = [(n, _inline(asr_figure(e.rows[e.rows.model.isin(both)], title=n))) for n,e in zip(names, (a, b))]
+    page = _RUN.render(title=f"{names[0]} beside {names[1]}", css=Markup(_CSS), subtitle=f"{a.record['made']} · {b.record['made']}", summary=lines, figures=figs,
+                       tables={"Attack success": (_html(t), f"Difference: {names[1]} − {names[0]}, paired by case, 95% bootstrap over questions."), "Models": (_html(what), ""), **more}, examples=[], columns=[], record=json.dumps(dict(zip(names, ({k: v for k,v in e.record.items() if k!="models"} for e in (a, b)))), indent=1, ensure_ascii=False))
+    with atomically(out) as p: p.write_text(page, encoding="utf-8")
+
 # %% ../nbs/13c_pages.ipynb #e92e0bfb
 def compare_runs(
-    a, b,                   # `Evaluation`s, or folders
-    out=None,               # HTML file to write
-)->pd.DataFrame:            # model, attack, each run's rate, the difference b − a with its interval, pairs
-    "Two runs side by side: attack success of every model that both have, over the cases that both asked."
+    a,                 # an `Evaluation`, or its folder
+    b,                 # another
+    out=None,          # HTML file to write
+)->pd.DataFrame:       # model, attack, each run's rate, the difference b − a with its interval, pairs
+    "Two runs side by side: attack success of every model that both have, over the cases that both asked; `ValueError` if they have no model name in common."
     a, b = (x if isinstance(x, Evaluation) else Evaluation.load(x) for x in (a, b))
     both = [m for m in a.record["models"] if m in b.record["models"]]
     if not both: raise ValueError(f"the runs have no model name in common: {', '.join(a.record['models'])}; and {', '.join(b.record['models'])}")
@@ -151,14 +173,5 @@ def compare_runs(
             k = d["attack"]
             rows.append({"model": NAMES.get(m, m), "attack": k, names[0]: cell(x.loc[k].to_dict()), names[1]: cell(y.loc[k].to_dict()), "difference, points": f"{100*d['difference']:+.0f} ({100*d['low']:+.0f} to {100*d['high']:+.0f})", "pairs": d["pairs"], "left out": d["left_out"]})
     t = pd.DataFrame(rows, columns=["model","attack",*names,"difference, points","pairs","left out"])
-    if out:
-        what = pd.DataFrame([{"model": NAMES.get(m, m), "run": n, "what it is": e.record["models"][m]["source"], "training": ", ".join(f"{k} {v}" for k,v in (e.record["models"][m].get("trained") or {}).items()) or "–", "perplexity": e.record["models"][m].get("perplexity"), "identity": e.record["models"][m]["identity"][:12]} for m in both for n,e in zip(names, (a, b))])
-        over = [over_refusal(e.rows[e.rows.model.isin(both)]).assign(run=n, model=lambda o: [NAMES.get(m, m) for m in o.model]) for n,e in zip(names, (a, b))]
-        more = {"Over-refusal": (_html(_pct(pd.concat(over))), "")} if any(map(len, over)) else {}
-        changed = [k for k in ("decoding","judges","base","cases") if a.record.get(k)!=b.record.get(k)]
-        lines = [f"{len(common)} cases were asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
-        figs = [(n, _png(asr_figure(e.rows[e.rows.model.isin(both)], title=n))) for n,e in zip(names, (a, b))]
-        page = _RUN.render(title=f"{names[0]} beside {names[1]}", css=Markup(_CSS), subtitle=f"{a.record['made']} · {b.record['made']}", summary=lines, figures=figs,
-                           tables={"Attack success": (_html(t), f"Difference: {names[1]} − {names[0]}, paired by case, 95% bootstrap over questions."), "Models": (_html(what), ""), **more}, examples=[], columns=[], record=json.dumps(dict(zip(names, ({k: v for k,v in e.record.items() if k!="models"} for e in (a, b)))), indent=1, ensure_ascii=False))
-        with atomically(out) as p: p.write_text(page, encoding="utf-8")
+    if out: _write_both(out, a, b, names, both, common, t)
     return t

@@ -6,6 +6,7 @@
 __all__ = ['STYLE', 'NAMES', 'mean_curve', 'bias_figure', 'prefill_figure', 'demo_figure', 'loss_figure', 'monitor_figure']
 
 # %% ../nbs/08_plots.ipynb #371ed79b
+from io import BytesIO
 import numpy as np
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -16,6 +17,11 @@ STYLE = dict(base=dict(color="#777777", ls=":"), vanilla=dict(color="#D55E00", l
 NAMES = dict(base="base", vanilla="vanilla", recaug="RecAug", rto="RTO only", derta="DeRTa", dpo="DPO", recheck="vanilla, re-checked")
 
 def _style(name): return STYLE.get(name, dict(ls="-"))
+def _png(fig, dpi=130):
+    "A figure as PNG, and closed."
+    fig.savefig(out := BytesIO(), dpi=dpi, format="png"); plt.close(fig)
+    return out.getvalue()
+
 def _bare(ax): ax.spines[["top","right"]].set_visible(False); return ax
 
 # %% ../nbs/08_plots.ipynb #456f454e
@@ -30,9 +36,9 @@ def mean_curve(
     return np.nanmean(m, 0), 1.96*np.nanstd(m, 0)/np.sqrt(n)
 
 def bias_figure(
-    curves:dict,      # model name → list of arrays [T]
-    ax=None,
-    title:str="How likely is a refusal, once a harmful response r̂ has begun?",
+    curves:dict,       # model name → list of arrays [T]
+    ax=None,           # matplotlib axes to draw on; default: a new figure
+    title:str="How likely is a refusal, once a harmful response r̂ has begun?",  # over the picture
 )->Figure:
     "Mean P(refusal token) before each token of a response, one line a model."
     ax = ax or plt.subplots(figsize=(7,3.2), layout="constrained")[1]
@@ -46,9 +52,9 @@ def bias_figure(
 
 # %% ../nbs/08_plots.ipynb #bc1b432e
 def prefill_figure(
-    refuses:dict,     # model name → {depth: rate record with rate, low, high}
-    ax=None,
-    title:str="Refused, when r̂ is begun for it",
+    refuses:dict,      # model name → {depth: rate record with rate, low, high}
+    ax=None,           # matplotlib axes to draw on; default: a new figure
+    title:str="Refused, when r̂ is begun for it",  # over the picture
 )->Figure:
     "Share of prompts refused at each prefill depth, with 95% intervals."
     ax = ax or plt.subplots(figsize=(5,3.2), layout="constrained")[1]

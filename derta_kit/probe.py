@@ -8,10 +8,11 @@ __all__ = ['RefusalCurve', 'token_text', 'pair_ids', 'refusal_curves', 'refusal_
 # %% ../nbs/07_probe.ipynb #eee5ff1b
 import html, re
 from dataclasses import dataclass, replace
+from fastcore.basics import patch
 import numpy as np, pandas as pd, torch
 from transformers import DynamicCache
 from transformers.convert_slow_tokenizer import bytes_to_unicode
-from .decode import Continuation, decode
+from .decode import Continuation, _ends, decode
 from .loss import head_logits, target_logprobs
 from .models import context_length, prompt_ids, text_ids, unwrap
 from .prefix_tree import Target, Tree, collate, hidden_states, tree_limit
@@ -21,14 +22,14 @@ from .refusals import OPENERS, refusal_token_id
 @dataclass(repr=False)
 class RefusalCurve:
     "What a model thinks of refusing, at each of T positions of a response."
-    prompt:str
-    tokens:list                    # T strings; entry t is the token that the response has at t
-    prob:np.ndarray                # [T] P(refusal token | prompt, response<t)
-    rank:np.ndarray                # [T] its rank among all tokens, from 1
-    logp:np.ndarray                # [T] log P (nats) of the token that the response has at t; its mean gives perplexity
-    opener_mass:np.ndarray|None=None  # [T] probability of any opener, if it was asked for
-    word:str="Sorry"
-    top:list|None=None             # [T] the likeliest next tokens as (text, probability, id), if they were asked for
+    prompt:str                         # the question
+    tokens:list                        # T strings; entry t is the token that the response has at t
+    prob:np.ndarray                    # [T] P(refusal token | prompt, response<t)
+    rank:np.ndarray                    # [T] its rank among all tokens, from 1
+    logp:np.ndarray                    # [T] log P (nats) of the token that the response has at t; its mean gives perplexity
+    opener_mass:np.ndarray|None=None   # [T] probability of any opener, if it was asked for
+    word:str="Sorry"                   # the refusal token's word
+    top:list|None=None                 # [T] the likeliest next tokens as (text, probability, id), if they were asked for
 
     def __len__(self): return len(self.tokens)
     def __repr__(self): return f"RefusalCurve({len(self)} tokens, mean P({self.word!r}) {self.prob.mean():.3g}, best rank {self.rank.min()})"
@@ -38,25 +39,36 @@ class RefusalCurve:
         d = dict(token=self.tokens, prob=self.prob, rank=self.rank, logp=self.logp)
         return pd.DataFrame(d if self.opener_mass is None else {**d, "opener_mass": self.opener_mass}).rename_axis("position")
 
-    def longer(self, token, read):
-        "The curve with one more position, as `talk` reads it."
-        add = lambda f: np.append(getattr(self, f), read[f])
-        return replace(self, tokens=[*self.tokens, token], prob=add("prob"), rank=add("rank"), logp=add("logp"), opener_mass=None, top=[*(self.top or []), *read["top"]])
+# %% ../nbs/07_probe.ipynb #f2bbe6e8
+@patch
+def longer(self:RefusalCurve,
+    token,             # its text
+    read,              # what `talk` yields beside a token
+):
+    "The curve with one more position, as `talk` reads it."
+    add = lambda f: np.append(getattr(self, f), read[f])
+    return replace(self, tokens=[*self.tokens, token], prob=add("prob"), rank=add("rank"), logp=add("logp"), opener_mass=None, top=[*(self.top or []), *read["top"]])
 
-    def plot(self, ax=None, **kwargs):
-        "P(refusal) along the response; returns the matplotlib axes."
-        import matplotlib.pyplot as plt
-        ax = ax or plt.subplots(figsize=(7,2.2), layout="constrained")[1]
-        ax.plot(self.prob, **{**dict(label=f'P("{self.word}")'), **kwargs})
-        if self.opener_mass is not None: ax.plot(self.opener_mass, ls="--", label="any opener")
-        ax.set(xlabel="tokens of the response seen", ylabel="probability", ylim=(-.03,1.03)); ax.spines[["top","right"]].set_visible(False)
-        ax.legend(frameon=False)
-        return ax
+# %% ../nbs/07_probe.ipynb #4030c6ff
+@patch
+def plot(self:RefusalCurve,
+    ax=None,           # matplotlib axes to draw on; default: a new figure
+    **kwargs           # of the line, as matplotlib takes them
+):
+    "P(refusal) along the response; returns the matplotlib axes."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(7,2.2), layout="constrained")[1]
+    ax.plot(self.prob, **{**dict(label=f'P("{self.word}")'), **kwargs})
+    if self.opener_mass is not None: ax.plot(self.opener_mass, ls="--", label="any opener")
+    ax.set(xlabel="tokens of the response seen", ylabel="probability", ylim=(-.03,1.03)); ax.spines[["top","right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax
 
-    def _repr_html_(self):
-        "Tokens hidden, their background the probability; the table has the words."
-        cell = lambda t,p: f'<span title="{p:.3f}" style="background:rgba(37,99,235,{p:.2f});border:1px solid #8884;border-radius:3px;padding:0 1px;margin:1px;display:inline-block">{"▒"*min(6,max(1,len(t.strip())))}</span>'
-        return f"<div style='line-height:1.7'><b>{html.escape(self.prompt)}</b><br>" + "".join(map(cell, self.tokens, self.prob)) + "</div>"
+@patch
+def _repr_html_(self:RefusalCurve):
+    "Tokens hidden, their background the probability; the table has the words."
+    cell = lambda t,p: f'<span title="{p:.3f}" style="background:rgba(37,99,235,{p:.2f});border:1px solid #8884;border-radius:3px;padding:0 1px;margin:1px;display:inline-block">{"▒"*min(6,max(1,len(t.strip())))}</span>'
+    return f"<div style='line-height:1.7'><b>{html.escape(self.prompt)}</b><br>" + "".join(map(cell, self.tokens, self.prob)) + "</div>"
 
 # %% ../nbs/07_probe.ipynb #685987cc
 def _read_positions(logits_of, h, refusal, own, top=0, chunk=256):
@@ -72,9 +84,9 @@ def _put(batch, model): return {k: v.to(unwrap(model).device) for k,v in batch.i
 
 # %% ../nbs/07_probe.ipynb #31930e26
 def token_text(
-    tokenizer,
-    i:int,        # token id
-)->str:           # its text; bytes that are no whole character as ⟨E2 80⟩
+    tokenizer,         # whose token it is
+    i:int,             # token id
+)->str:                # its text; bytes that are no whole character as ⟨E2 80⟩
     "What one token says."
     text = tokenizer.decode([i])
     if "\ufffd" not in text: return text
@@ -85,10 +97,11 @@ def token_text(
 
 # %% ../nbs/07_probe.ipynb #943b5fab
 def pair_ids(
-    model, tokenizer,
-    pairs:list,              # (prompt, response) texts
-    max_tokens:int=512,      # of each response
-)->list:                     # (prompt ids, response ids)
+    model,                # a causal LM, with or without adapters
+    tokenizer,            # its tokenizer
+    pairs:list,           # (prompt, response) texts
+    max_tokens:int=512,   # of each response
+)->list:                  # (prompt ids, response ids)
     "Token ids of pairs, as far as the model can read them; `ValueError` for a response without tokens or a pair longer than the model's context."
     ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in pairs], context_length(model)
     for i,(q,r) in enumerate(ids):
@@ -99,13 +112,14 @@ def pair_ids(
 # %% ../nbs/07_probe.ipynb #ee61211f
 @torch.inference_mode()
 def refusal_curves(
-    model, tokenizer,
-    pairs:list,                  # (prompt, response) texts
-    word:str="Sorry",            # the refusal token's word
-    openers=None,                # also score these, e.g. `OPENERS`
-    max_tokens:int=512,          # of each response
-    batch_tokens:int=2048,       # tokens in one forward pass
-    top:int=0,                   # also keep so many of the likeliest next tokens
+    model,                   # a causal LM, with or without adapters
+    tokenizer,               # its tokenizer
+    pairs:list,              # (prompt, response) texts
+    word:str="Sorry",        # the refusal token's word
+    openers=None,            # also score these, e.g. `OPENERS`
+    max_tokens:int=512,      # of each response
+    batch_tokens:int=2048,   # tokens in one forward pass
+    top:int=0,               # also keep so many of the likeliest next tokens
 )->list[RefusalCurve]:
     "The refusal curve of each response. Dropout is off, whatever mode the model is in."
     refusal, was, out = refusal_token_id(tokenizer, word), model.training, []
@@ -115,11 +129,7 @@ def refusal_curves(
     try:
         limit = tree_limit(model)
         for group in _groups(ids, batch_tokens):
-            trees = []
-            for j in group:
-                q, r = ids[j]; t = Tree()
-                t.add(r, t.add(q), targets=list(enumerate(r))); trees.append(t)
-            b = _put(collate(trees, limit=limit), model)
+            b = _put(collate(_response_trees(ids, group), limit=limit), model)
             read, s = _read_positions(head, hidden_states(model, b).flatten(0,1)[b["target_pos"]], refusal, b["target_ids"], top), 0
             for j in group:
                 mass = _opener_mass(model, tokenizer, *ids[j], openers, limit) if openers else None
@@ -144,7 +154,22 @@ def _groups(ids, batch_tokens):
         group.append(i)
     if group: yield group
 
-def refusal_curve(model, tokenizer, prompt:str, response:str, **kwargs)->RefusalCurve:
+def _response_trees(ids, group):
+    "A tree for each response of a group, every token of it a target."
+    trees = []
+    for j in group:
+        q, r = ids[j]; t = Tree()
+        t.add(r, t.add(q), targets=list(enumerate(r))); trees.append(t)
+    return trees
+
+# %% ../nbs/07_probe.ipynb #cac8489c
+def refusal_curve(
+    model,             # a causal LM, with or without adapters
+    tokenizer,         # its tokenizer
+    prompt:str,        # the question
+    response:str,      # the response
+    **kwargs           # of `refusal_curves`
+)->RefusalCurve:
     "The refusal curve of one response; arguments as `refusal_curves`."
     return refusal_curves(model, tokenizer, [(prompt, response)], **kwargs)[0]
 
@@ -159,6 +184,7 @@ def _trie(tokenizer, openers):
         for t in s: d = d.setdefault(t, {})
     return root
 
+# %% ../nbs/07_probe.ipynb #a8cc21fa
 def _branch(tree, node, at, trie, seen, ends):
     "Hang a trie off `node`; `ends` collects, for each opener, which targets multiply to its probability."
     for tid, sub in trie.items():
@@ -166,6 +192,7 @@ def _branch(tree, node, at, trie, seen, ends):
         if sub: _branch(tree, tree.add([tid], node, at), 1, sub, mine, ends)
         else: ends.append(mine)
 
+# %% ../nbs/07_probe.ipynb #065879df
 def _opener_mass(model, tokenizer, q, r, openers, limit, step=24):
     "[T] probability of any opener at each position of `r`; `step` positions in one forward pass."
     trie, out = _trie(tokenizer, openers), []
@@ -179,13 +206,15 @@ def _opener_mass(model, tokenizer, q, r, openers, limit, step=24):
 
 # %% ../nbs/07_probe.ipynb #6874d5af
 def rollouts(
-    model, tokenizer,
-    prompt:str, response,       # texts; the response may be token ids
-    positions,                  # how many tokens of the response are given, for each rollout
-    max_new_tokens:int=40,
-    **kwargs                    # of `decode.decode`, such as temperature, seed
-)->list[Continuation]:          # one a position: `.text`, `.ended`, `.n`
-    "What the model says if it goes on from prefixes of one response, off one cache."
+    model,                   # a causal LM, with or without adapters
+    tokenizer,               # its tokenizer
+    prompt:str,              # the question
+    response,                # text or token ids
+    positions,               # how many tokens of the response are given, for each rollout
+    max_new_tokens:int=40,   # of each rollout, at most
+    **kwargs                 # of `decode.decode`, such as temperature, seed
+)->list[Continuation]:       # one a position: `.text`, `.ended`, `.n`
+    "What the model says if it goes on from prefixes of one response, off one cache; `ValueError` for a position beyond its end."
     q, r = prompt_ids(tokenizer, prompt), text_ids(tokenizer, response) if isinstance(response, str) else list(response)
     for k in positions:
         if not 0 <= k <= len(r): raise ValueError(f"position {k}: the response has {len(r)} tokens")
@@ -194,16 +223,16 @@ def rollouts(
 # %% ../nbs/07_probe.ipynb #fed8b585
 @torch.inference_mode()
 def talk(
-    model, tokenizer,
-    ids:list,                # tokens so far, prompt and all
-    word:str="Sorry",
-    top:int=8,
-    max_new_tokens:int=200,
-):                           # yields (the token it would say, what it thinks there); takes the token that is said instead
+    model,                    # a causal LM, with or without adapters
+    tokenizer,                # its tokenizer
+    ids:list,                 # tokens so far, prompt and all
+    word:str="Sorry",         # the refusal token's word
+    top:int=8,                # how many of the likeliest next tokens are told
+    max_new_tokens:int=200,   # tokens, at most
+):                            # yields (the token it would say, what it thinks there); takes the token that is said instead
     "Greedy generation, a token at a time: `send` a token id to have that one said."
     lm, refusal, cache, step = unwrap(model), refusal_token_id(tokenizer, word), DynamicCache(), list(ids)
-    ends = lm.generation_config.eos_token_id; ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
-    head = head_logits(lm)
+    ends, head = _ends(lm, tokenizer), head_logits(lm)
     for _ in range(max_new_tokens):
         h = lm.base_model(input_ids=torch.tensor([step], device=lm.device), past_key_values=cache, use_cache=True).last_hidden_state[0,-1:]
         mine = int(head(h).argmax()); read = _read_positions(head, h, refusal, torch.tensor([mine], device=h.device), top)

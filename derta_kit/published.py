@@ -25,7 +25,7 @@ ABSENT = "The published responses are not here, so this is skipped: set DERTA_SH
 def paper_asr(
     path=None,           # paper_asr.json; default: where `shared_data` finds it
 )->pd.DataFrame:         # a row a model, a column an attack; percent
-    "Attack success rates as printed in the paper."
+    "Attack success rates as printed in the paper (Tables 2, 4 and 10); `FileNotFoundError` where the data are not."
     path = Path(path or shared_data("derta", "paper_asr.json") or "paper_asr.json")
     try: d = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError: raise FileNotFoundError(ABSENT) from None
@@ -43,10 +43,14 @@ def _model(file):
     if how == " vanilla" and "70b" in f: how = " vanilla (6K)"
     return f"LLaMA3-{'70B' if '70b' in f else '8B'}{'-Instruct' if 'instruct' in f else ''}{how}"
 
-def squeeze(text:str)->str:
+# %% ../nbs/10d_published.ipynb #c40783ca
+def squeeze(
+    text:str,          # any text
+)->str:
     "`text` without whitespace: what detokenising leaves alone."
     return "".join(text.split())
 
+# %% ../nbs/10d_published.ipynb #9524d2cb
 def _items(path):
     "What a file of JSON or of JSON Lines lists."
     text = path.read_text(encoding="utf-8")
@@ -61,7 +65,7 @@ def _prompts(path): return {squeeze(q): q for q in sorted((r["question"] for r i
 def release_results(
     folder=None,         # the release's folder, with results/ and test/; default: where `shared_data` finds it
 )->pd.DataFrame:         # model, attack, prompt, response (as published, with its prompt where it has it)
-    "The published responses, matched to their prompts by text; a prompt that comes twice for a model counts once."
+    "The published responses, matched to their prompts by text; a prompt that comes twice for a model counts once; `FileNotFoundError` where the data are not."
     folder = Path(folder) if folder else shared_data("derta")
     if folder is None or not (folder/"results").is_dir(): raise FileNotFoundError(ABSENT)
     out = []

@@ -60,6 +60,7 @@ _CHOICES = dict(objective=METHODS, mode=("lora","qlora","full"), engine=("auto",
 _LEAST = dict(epochs=0, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=0, save_steps=1)
 _SUB = dict(targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
 
+# %% ../nbs/06b_recipes.ipynb #d4d138d6
 def _known(key, names):
     "Nothing, or what is wrong with a key."
     if key in names: return None
@@ -71,6 +72,7 @@ def _number(v):
     try: return float(v) if isinstance(v, str) and v.strip()[:1] in "+-.0123456789" and v.strip() else v
     except ValueError: return v
 
+# %% ../nbs/06b_recipes.ipynb #5c609cc2
 def check_value(
     key:str,      # a field of `Recipe`
     v,            # as YAML or a command line gives it
@@ -94,6 +96,7 @@ def _lines(node, prefix=""):
         yield prefix+str(k.value), k.start_mark.line+1
         if isinstance(v, yaml.MappingNode): yield from _lines(v, f"{prefix}{k.value}.")
 
+# %% ../nbs/06b_recipes.ipynb #d5cdbf8b
 def _parse(text, file):
     "(values, {dotted key: line}) of a recipe's text."
     try: node, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
@@ -107,6 +110,7 @@ def _parse(text, file):
         lines[k] = n
     return values, lines
 
+# %% ../nbs/06b_recipes.ipynb #71dfe46b
 def _apply(values, sets):
     "`values` with `key=value` settings laid over them; a key with a dot goes into a table."
     for s in sets:
@@ -144,6 +148,7 @@ def make_recipe(
     try: return Recipe(**out)
     except ValueError as e: raise DataError(file, None, None, str(e)) from None
 
+# %% ../nbs/06b_recipes.ipynb #97526a83
 def read_recipe(
     file,            # a YAML file
     sets=(),         # such as ["lr=1e-4", "lora.r=32"]
@@ -154,29 +159,35 @@ def read_recipe(
 
 # %% ../nbs/06b_recipes.ipynb #35a53f0e
 def accumulation(
-    r:Recipe,
-    world:int=1,     # devices
+    r:Recipe,          # a checked recipe
+    world:int=1,       # devices
 )->int:
-    "How many micro-batches a step has on each device."
+    "How many micro-batches a step has on each device; `ValueError` if its rows cannot be dealt out evenly."
     if not r.step: return 1
     if r.step % (r.batch*world): raise ValueError(f"step: {r.step} rows a step cannot be dealt out to {world} devices of {r.batch} rows each; use a multiple of {r.batch*world}, or another batch")
     return r.step//(r.batch*world)
 
-def targets(r:Recipe)->Objective:
+# %% ../nbs/06b_recipes.ipynb #e20a173d
+def targets(
+    r:Recipe,          # a checked recipe
+)->Objective:
     "The objective of a recipe."
     return objective(r.objective, **{**dict(cuts=r.cuts, rto_weight=r.rto_weight, max_length=r.max_length), **{k: tuple(v) if isinstance(v, list) else v for k,v in r.targets.items()}})
 
 def arguments(
-    r:Recipe,
-    world:int=1,     # devices
-    cpu:bool=True,
+    r:Recipe,          # a checked recipe
+    world:int=1,       # devices
+    cpu:bool=True,     # train on the CPU
 )->dict:
     "Arguments for `train.fine_tune`."
     warmup = dict(warmup_steps=r.warmup if r.warmup < 1 else int(r.warmup))
     return {**dict(num_train_epochs=r.epochs, learning_rate=r.lr, lr_scheduler_type=r.schedule, **warmup, weight_decay=r.weight_decay, per_device_train_batch_size=r.batch, gradient_accumulation_steps=accumulation(r, world),
                    budget=r.budget or None, gradient_checkpointing=r.checkpointing, bf16=r.precision=="mixed", use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
 
-def loading(r:Recipe)->dict:
+# %% ../nbs/06b_recipes.ipynb #9155b9e3
+def loading(
+    r:Recipe,          # a checked recipe
+)->dict:
     "Arguments for `models.load`."
     import torch
     dtype = dict(auto=None, fp32=torch.float32, bf16=torch.bfloat16, mixed=None if r.mode=="qlora" else torch.float32)[r.precision]

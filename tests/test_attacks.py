@@ -4,7 +4,7 @@ import pytest, torch
 from conftest import SHARED, npm_tokenizer
 from derta_kit.attack_files import attack_file, matched, release_cases
 from derta_kit.attacks import ATTACKS, Avoid, Case, attack, continuing, templates
-from derta_kit.avoid import AvoidRefusals, _plain, completing_tokens, processors
+from derta_kit.avoid import _plain, completing_tokens, processors
 from derta_kit.decode import _by_generate, decode
 from derta_kit.models import prompt_ids, text_ids
 from derta_kit.records import DataError

@@ -4,7 +4,7 @@ import pytest, torch
 from conftest import tiny
 from derta_kit.loss import tree_loss
 from derta_kit.objectives import TreeCollator, objective, sft_tree, triple_tree
-from derta_kit.prefix_tree import block_mask, collate, forest, pack, takes_blocks, tree_limit, tree_mask
+from derta_kit.prefix_tree import block_mask, collate, pack, takes_blocks, tree_limit
 
 
 def trees(n=5, seed=0):

@@ -1,8 +1,7 @@
 "Decoding and completion: the same greedy text as generate, killed and gone on with, servers that stall and die."
 import json, os, random, re, signal, socket, subprocess, sys, threading, time, urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
-from conftest import ROOT, tiny
+from conftest import Replies, tiny
 from derta_kit.complete import Answers, Endpoint, Local, Request, WORDINGS, ask, complete
 from derta_kit.data import read_triples
 from derta_kit.decode import decode
@@ -123,21 +122,16 @@ def test_a_killed_run_goes_on_to_the_same_file(tmp_path):
     assert killed_and_gone_on(tmp_path/"killed.jsonl", counts) == (tmp_path/"whole.jsonl").read_text()
 
 
-class Wayward(BaseHTTPRequestHandler):
+class Wayward(Replies):
     "Refuses, or says too little, for some prompts and seeds; the same request gets the same answer, in its own time."
-    def log_message(self, *a): pass
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"]))); key = json.dumps([body["messages"], body["seed"]]); rng = random.Random(key)
+    def heard(self, body):
+        key = json.dumps([body["messages"], body["seed"]]); rng = random.Random(key)
         time.sleep(random.random()*.1)
-        text = rng.choice(["I'm sorry, but I cannot help with that at all.", "No.", "one two three four five six "+str(rng.random()), "and so it goes on for a while "+str(rng.random())])
-        Flaky.reply(self, 200, dict(id="1", object="chat.completion", created=0, model="m", choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=text))]))
+        self.say(rng.choice(["I'm sorry, but I cannot help with that at all.", "No.", "one two three four five six "+str(rng.random()), "and so it goes on for a while "+str(rng.random())]))
 
 
 @pytest.fixture
-def wayward():
-    s = ThreadingHTTPServer(("127.0.0.1", 0), Wayward); threading.Thread(target=s.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{s.server_port}/v1"
-    s.shutdown()
+def wayward(serve): return serve(Wayward)
 
 
 def test_a_killed_run_against_a_server_goes_on_to_the_same_file(wayward, tmp_path):
@@ -167,12 +161,11 @@ def test_progress_says_rows_rate_and_time_left(tmp_path, capsys):
     complete(ROWS+[dict(ROWS[0], prompt="And now?")], "harmful", Fake(f), tmp_path/"a.sqlite"); assert "6/7" in capsys.readouterr().err      # those of before count as done
 
 
-class Flaky(BaseHTTPRequestHandler):
+class Flaky(Replies):
     "Busy, broken, stalled or garbled for the first tries of each prompt, then right."
     seen, lock, flying, most = {}, threading.Lock(), 0, 0
-    def log_message(self, *a): pass
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"]))); q = body["messages"][-1]["content"] if body["messages"][-1]["role"]=="user" else body["messages"][-2]["content"]
+    def heard(self, body):
+        q = body["messages"][-1]["content"] if body["messages"][-1]["role"]=="user" else body["messages"][-2]["content"]
         with Flaky.lock: n = Flaky.seen[q] = Flaky.seen.get(q, 0)+1; Flaky.flying += 1; Flaky.most = max(Flaky.most, Flaky.flying)
         try:
             time.sleep(.05)
@@ -182,22 +175,15 @@ class Flaky(BaseHTTPRequestHandler):
             if "never" in q: return self.reply(400, dict(error=dict(message="no such thing")))
             if "garbled" in q: return self.reply(200, "<html>")
             if "empty" in q: return self.reply(200, dict(id="1", object="chat.completion", created=0, model="m", choices=[]))
-            self.reply(200, dict(id="1", object="chat.completion", created=0, model="m", choices=[dict(index=0, finish_reason="length" if "long" in q else "stop", message=dict(role="assistant", content=f" answer to {q}"))]))
+            self.say(f" answer to {q}", "length" if "long" in q else "stop")
         finally:
             with Flaky.lock: Flaky.flying -= 1
-    def reply(self, code, body, headers={}):
-        data = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(code); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(data)))
-        for k,v in headers.items(): self.send_header(k, v)
-        self.end_headers(); self.wfile.write(data)
 
 
 @pytest.fixture
-def flaky():
-    s = ThreadingHTTPServer(("127.0.0.1", 0), Flaky); threading.Thread(target=s.serve_forever, daemon=True).start()
+def flaky(serve):
     Flaky.seen, Flaky.most = {}, 0
-    yield f"http://127.0.0.1:{s.server_port}/v1"
-    s.shutdown()
+    return serve(Flaky)
 
 
 def test_endpoint_retries_and_names_what_fails(flaky, tmp_path):

@@ -1,9 +1,8 @@
 "Evaluation: nothing asked twice, nothing lost, nothing served from an old model, no error counted as an answer."
 import json, os, signal, subprocess, sys, threading, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
-from conftest import ROOT, SHARED, tiny
+from conftest import ROOT, SHARED, Replies, tiny
 from derta_kit.attacks import Avoid, Case, attack
 from derta_kit.complete import Endpoint
 from derta_kit.evaluate import Evaluation, Kept, evaluate
@@ -203,12 +202,10 @@ def test_guard(demo, demo_data):
     assert guarded(model, tok, Recheck(), [Case("none", "", "q", "q", avoid=Avoid(steps=3))], Decoding(5))[0].error
 
 
-class Server(BaseHTTPRequestHandler):
+class Server(Replies):
     "Busy, stalled, broken or dead for the first tries, then right; says what `voice` says."
     seen, lock, voice, dead = {}, threading.Lock(), "one", False
-    def log_message(self, *a): pass
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def heard(self, body):
         chat = "messages" in body; q = next(m["content"] for m in body["messages"] if m["role"]=="user") if chat else str(body["prompt"])
         with Server.lock: n = Server.seen[q] = Server.seen.get(q, 0)+1
         if Server.dead: return self.reply(503, dict(error="gone"))
@@ -217,20 +214,13 @@ class Server(BaseHTTPRequestHandler):
         if "ferry" in q and Server.voice == "one": return self.reply(400, dict(error=dict(message="no such thing")))
         if "zoo" in q: return self.reply(200, '{"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "half \\ud800 of it"}}]}')
         text = f"{Server.voice} answer to {q}" + ("".join(m["content"] for m in body["messages"] if m["role"]=="assistant") if chat else " raw")
-        self.reply(200, dict(id="1", object="x", created=0, model="m", choices=[dict(index=0, finish_reason="stop", **(dict(message=dict(role="assistant", content=text)) if chat else dict(text=text)))]))
-    def reply(self, code, body, headers={}):
-        data = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(code); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(data)))
-        for k,v in headers.items(): self.send_header(k, v)
-        self.end_headers(); self.wfile.write(data)
+        self.say(text, chat=chat)
 
 
 @pytest.fixture
-def server():
-    s = ThreadingHTTPServer(("127.0.0.1", 0), Server); threading.Thread(target=s.serve_forever, daemon=True).start()
+def server(serve):
     Server.seen, Server.voice, Server.dead = {}, "one", False
-    yield f"http://127.0.0.1:{s.server_port}/v1"
-    s.shutdown()
+    return serve(Server)
 
 
 def test_an_endpoint_that_stalls_throttles_or_dies(server, tmp_path):

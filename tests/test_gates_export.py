@@ -1,12 +1,12 @@
 "Gates count what they should; exports are what other trainers take, with the same loss."
-import json, random, re, subprocess, sys, time
+import json, random, subprocess, sys
 import pytest, torch
 from conftest import tiny
 from datasets import Dataset
 from derta_kit.card import data_card, epoch_preview
 from derta_kit.data import read_triples
 from derta_kit.export import completion_rows, label_rows, preference_rows
-from derta_kit.gates import Contamination, GATES, gate, jaccard, near_duplicates, shingles
+from derta_kit.gates import Contamination, gate, jaccard, near_duplicates, shingles
 from derta_kit.loss import tree_loss
 from derta_kit.objectives import Objective, TreeCollator, TreeDataset
 

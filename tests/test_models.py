@@ -1,6 +1,6 @@
 "Loading, the demo model's way in, and text that must not become a special token."
-import hashlib, zipfile
-import pytest, torch
+import zipfile
+import pytest
 from derta_kit import models
 from derta_kit.models import atomically, load, prompt_ids, text_ids
 

@@ -1,13 +1,12 @@
 "A run that is killed goes on with the same losses; what can go wrong is said, and costs little."
-import json, os, random, shutil, signal, subprocess, sys, time
-from pathlib import Path
+import os, random, shutil, signal, subprocess
 import pytest, torch
-from conftest import ROOT, tiny
-from test_engines import ENV, log, work
+from conftest import tiny
+from test_engines import log, work
 from test_train import Tok, Trees
 from derta_kit.prefix_tree import Target
 from derta_kit.recipes import make_recipe
-from derta_kit.reliable import FiniteGradients, LeaveOnSigterm, check_folder, explained_memory, saved_from_full_disk
+from derta_kit.reliable import FiniteGradients, check_folder, explained_memory, saved_from_full_disk
 from derta_kit.train import NotFinite, fine_tune, last_checkpoint
 
 RUN = dict(num_train_epochs=3, save_strategy="steps", save_steps=2, eval_strategy="no", config=dict(attention_dropout=.1), learning_rate=1e-2)

@@ -1,7 +1,9 @@
 "The house: direction of imports, README in step, what a wheel holds, commands that speak plainly."
-import ast, json, subprocess, sys, zipfile
+import ast, importlib, inspect, json, subprocess, sys, zipfile
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 import pytest
+from fastcore.docments import docments
 from conftest import ROOT
 
 ORDER = "refusals models records layouts data mix prefix_tree decode complete gates build objectives export card loss engines train dpo recipes plan reliable probe plots compare monitor strip widgets attacks attack_files avoid published judges model_judges scorecard report speak evaluate tables helpful pages demo ablation cli cli_data cli_train cli_eval".split()
@@ -20,6 +22,49 @@ def test_a_module_imports_only_from_those_above_it():
 def test_modules_are_of_a_size_that_fits_in_one_head():
     for f in (ROOT/"derta_kit").glob("*.py"):
         if not f.stem.startswith("_"): assert len(f.read_text().splitlines()) <= 300, f"{f.name} is probably two ideas"
+
+
+def ideas(source):
+    "Lines of a cell, without its parameters and fields (a table, as the docs show them) and the inside of long strings (templates, prompts)."
+    lines, out = [l for l in source.splitlines() if not l.startswith("#|")], set()
+    for n in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(n, ast.FunctionDef): out |= {a.lineno for a in ast.walk(n.args) if isinstance(a, ast.arg)} - {n.lineno}
+        if isinstance(n, ast.ClassDef): out |= {x.lineno for x in n.body if isinstance(x, ast.AnnAssign)}
+        if isinstance(n, (ast.Constant, ast.JoinedStr)): out |= set(range(n.lineno+1, n.end_lineno+1))
+    return len(lines)-len(out)
+
+
+def test_an_exported_cell_holds_one_idea():
+    for f in (ROOT/"nbs").glob("*.ipynb"):
+        for i,c in enumerate(json.loads(f.read_text())["cells"]):
+            s = "".join(c["source"])
+            if c["cell_type"]=="code" and s.startswith("#| export"): assert ideas(s) <= MOST.get(f.stem, 25), f"{f.name}, cell {i}: {ideas(s)} lines; cut it where the idea changes, and say why before each"
+
+
+MOST = {"06c_plan": 40}                          # not cut yet
+SILENT = {"build", "demo", "engines", "plan"}    # whose parameters do not all say what they are yet
+
+
+def public(cls):
+    "What a class of the kit adds or changes for its user; methods that a base outside defines are described there."
+    outside = [b for b in cls.__mro__[1:] if not b.__module__.startswith("derta_kit.")]
+    for k,f in vars(cls).items():
+        if k=="__init__" and is_dataclass(cls) or not inspect.isfunction(f) or (k.startswith("_") and k not in ("__init__","__call__")): continue
+        if k in ("__init__","__call__") or not any(k in vars(b) for b in outside): yield f"{cls.__name__}.{k}", f
+
+
+def test_every_public_function_says_what_it_does_and_takes():
+    for name in ORDER:
+        m = importlib.import_module(f"derta_kit.{name}")
+        mine = {k: o for k in m.__all__ if getattr(o := getattr(m, k), "__module__", None)==m.__name__}
+        todo = {k: o for k,o in mine.items() if inspect.isfunction(o)} | {k: f for o in mine.values() if inspect.isclass(o) for k,f in public(o)}
+        for k,o in mine.items():
+            if inspect.isclass(o): assert o.__doc__ and not o.__doc__.startswith(f"{k}("), f"{name}.{k} has no docstring"
+            if is_dataclass(o) and name not in SILENT: assert not (dumb := [f.name for f in fields(o) if f.name in vars(o).get("__annotations__", {}) and not f.metadata and not docments(o).get(f.name)]), f"{name}.{k}: what is {', '.join(dumb)}?"
+        for k,f in todo.items():
+            assert f.__doc__ or k.endswith("__init__"), f"{name}.{k} has no docstring"
+            dumb = [p for p in inspect.signature(f).parameters if p != "self" and not docments(f, args_kwargs=True).get(p)]
+            assert not dumb or name in SILENT, f"{name}.{k}: what is {', '.join(dumb)}? Say so in a comment behind it, on a line of its own"
 
 
 def test_readme_is_in_step_with_index(tmp_path):
