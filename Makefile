@@ -1,4 +1,4 @@
-# make demo · make test · make lab · make bench: each sets up what it needs in .venv, from a bare checkout.
+# make demo · make test · make lab · make bench · make docs: each sets up what it needs in .venv, from a bare checkout.
 PYTHON ?= python3.11
 PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 VENV   := .venv
@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: demo test lab bench setup docs clean
+.PHONY: demo test lab bench setup readme docs docs-check clean
 setup: $(READY)
 
 $(READY): setup.py settings.ini constraints.txt
@@ -34,6 +34,14 @@ test: $(READY)
 
 readme: $(READY)
 	$(BIN)/python tests/make_readme.py
+
+# The web pages, in _docs. Quarto is not a Python package, and nbdev would fetch it with sudo: whoever builds the pages installs it.
+docs: $(READY)
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto: https://quarto.org/docs/get-started/ (without it, make docs-check goes as far as possible)" >&2; exit 2; }
+	$(BIN)/nbdev_docs
+
+docs-check: $(READY)
+	$(BIN)/python tests/check_docs.py
 
 clean:
 	rm -rf _proc _docs build dist *.egg-info
