@@ -26,8 +26,6 @@ lab: $(READY)
 
 bench: $(READY)
 	$(BIN)/python tests/bench.py
-	$(BIN)/python tests/bench_data.py $(or $(ROWS),100000) bench_data.json
-	$(BIN)/python tests/bench_probe.py
 
 test: $(READY)
 	@bash tests/run_all.sh

@@ -124,6 +124,6 @@ def demo_adapters(
     places = [Path(out)] if out else [p/"runs"/"demo" for p in (Path.cwd(), *Path.cwd().parents)]
     for p in places:
         if (p/"derta.json").exists() and (p/"vanilla.json").exists(): return dict(base=None, vanilla=p/"vanilla", derta=p/"derta")
-    p = cache_dir()/f"small-demo-{data_hash(demo_data()['triples'])}"
+    p = cache_dir()/("small-demo-" + data_hash([dict(recipe=asdict(SMALL), **{k: data_hash(demo_data()[k]) for k in ("triples","helpful")})]))      # another recipe or other data, another place
     for n in ("vanilla","derta"): _stage(p/f"{n}.json", lambda: train_one(n, p/n, SMALL, p/"vanilla" if n=="derta" else None, callbacks))
     return dict(base=None, vanilla=p/"vanilla", derta=p/"derta")

@@ -1,23 +1,27 @@
-"`make bench`: speed and memory of the tree layout against separate rows, in one run, as ratios. Writes bench.json."
-import json, time
+"""`make bench`: every figure of speed and memory, each a ratio within one run, into nbs/results/bench.json, which nbs/92_bench shows.
+
+    python tests/bench.py [FILE] [SECTION …]       # demo long cuts growth (training) · completion · probe · data
+"""
+import json, os, subprocess, sys, tempfile, time
 from pathlib import Path
-import torch
-from derta_kit.data import demo_data
-from derta_kit.decode import decode
-from derta_kit.loss import tree_loss
-from derta_kit.models import atomically, load, prompt_ids
-from derta_kit.objectives import TreeDataset, objective
-from derta_kit.prefix_tree import collate
+
+HERE = Path(__file__).parent
+TRAIN = ("demo","long","cuts","growth")
 
 
-def seconds(f, n=3):
-    f(); out = []
-    for _ in range(n): t = time.perf_counter(); f(); out.append(time.perf_counter()-t)
-    return sorted(out)[n//2]
+def put(path, section, figures):
+    "Write one section's figures beside those that are there."
+    from derta_kit.models import atomically
+    out = json.loads(Path(path).read_text()) if Path(path).exists() else {}
+    with atomically(Path(path)) as p: p.write_text(json.dumps({**out, section: figures}, indent=1))
 
 
 def completion(n=96, batch=32):
     "Tokens a second of local completion against a plain `generate` loop over unsorted batches of the same size; greedy, the same text."
+    import torch
+    from derta_kit.data import demo_data
+    from derta_kit.decode import decode
+    from derta_kit.models import load, prompt_ids
     model, tok = load("demo"); dd = demo_data(); q = dd["benign_eval"]["prompt"][:n//2]
     words = [f"Answer with one word: {p}" for p in dd["helpful"]["prompt"][:n-n//2]]          # short answers among long ones, as data is
     rows = [prompt_ids(tok, p) for pair in zip(q, words) for p in pair]
@@ -31,31 +35,18 @@ def completion(n=96, batch=32):
         return out
 
     t0 = time.perf_counter(); want = plain(); t1 = time.perf_counter(); got = decode(model, tok, rows, max_new_tokens=96, slots=batch); t2 = time.perf_counter()
-    same = sum(c.text==w for c,w in zip(got, want))
-    print(f"completion: {sum(c.n for c in got)} tokens, {sum(c.ended for c in got)} of {len(rows)} ended by themselves, {same} of {len(rows)} texts the same")
-    return dict(completion_tokens_a_second=(t1-t0)/(t2-t1), completion_same_text=same/len(rows))
+    return dict(times_faster=(t1-t0)/(t2-t1), same_text=sum(c.text==w for c,w in zip(got, want))/len(rows), tokens=sum(c.n for c in got), ended_by_themselves=sum(c.ended for c in got), rows=len(rows))
 
 
-def main():
-    model, tok = load("demo", "lora"); rows = demo_data()["triples"].select(range(16))
-    ds = TreeDataset(tok, rows, o=objective("derta")); trees = [ds[i] for i in range(16)]
-
-    def ours(budget): model.zero_grad(); loss, _ = tree_loss(model, collate(trees, budget)); loss.backward(); return loss.item()
-
-    def released():
-        "Two rows a triple, padded to the batch's longest, float32 logits at every position."
-        model.zero_grad(); b = collate(trees, limit=0)
-        logits = model(input_ids=b["input_ids"], attention_mask=b["attention_mask"]).logits.float()
-        labels = torch.full(b["input_ids"].shape, -100).flatten(); labels[b["target_pos"]] = b["target_ids"]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0,1), labels); loss.backward(); return loss.item()
-
-    assert abs(released()/ours(256)-1) < 1e-4
-    base = seconds(released)
-    out = {f"triples_a_second_{k}": base/seconds(lambda: ours(b)) for k,b in dict(padded=None, packed_256=256).items()}
-    out["tokens"] = collate(trees, limit=0)["input_ids"].numel()/collate(trees, 256)["input_ids"].numel()
-    out.update(completion())
-    with atomically(Path("bench.json")) as p: p.write_text(json.dumps(out, indent=1))
-    for k,v in out.items(): print(f"{k}: {v:.2f}×")
+def main(path=HERE.parent/"nbs"/"results"/"bench.json", *only):
+    "Each section in a process of its own, so that its peak of memory is its own."
+    run = lambda *args: subprocess.run([sys.executable, *map(str, args)], check=True, env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+    for s in only or (*TRAIN, "completion", "probe", "data"):
+        if s=="completion": put(path, s, x := completion()); print(x, flush=True)
+        elif s in TRAIN: run(HERE/"bench_train.py", path, s)
+        elif s=="probe": run(HERE/"bench_probe.py", path)
+        elif s=="data": run(HERE/"bench_data.py", os.environ.get("ROWS", 100_000), path)
+        else: raise SystemExit(f"section {s!r}: use {', '.join(TRAIN)}, completion, probe or data")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": main(*sys.argv[1:])

@@ -1,6 +1,7 @@
 "`make bench` on a large file: rows a second for reading, gating and building trees, and the peak of memory, over ROWS synthetic triples of 3 kB each."
 import json, os, random, sys, tempfile, threading, time
 from pathlib import Path
+from bench import put
 
 
 def write(path, n, words=400, seed=0):
@@ -52,7 +53,7 @@ def stages(path, every=4):
 if __name__ == "__main__":
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory() as d:
-        write(f"{d}/x.jsonl", n); print(f"{n} rows, {os.path.getsize(f'{d}/x.jsonl')/1e9:.2f} GB")
+        write(f"{d}/x.jsonl", n); size = os.path.getsize(f"{d}/x.jsonl")/1e9; print(f"{n} rows, {size:.2f} GB", flush=True)
         out = stages(f"{d}/x.jsonl")
-    out["machine"] = dict(cores=os.cpu_count(), threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
-    if len(sys.argv) > 2: Path(sys.argv[2]).write_text(json.dumps(out, indent=1))
+    out["gigabytes"] = size; out["machine"] = dict(cores=os.cpu_count(), threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
+    if len(sys.argv) > 2: put(sys.argv[2], "data", out)

@@ -2,7 +2,8 @@
 import json, resource, sys, time
 import numpy as np, torch
 from derta_kit.data import demo_data
-from derta_kit.models import atomically, generate, load, prompt_ids, text_ids
+from bench import put
+from derta_kit.models import generate, load, prompt_ids, text_ids
 from derta_kit.probe import refusal_curve, refusal_curves, rollouts
 from derta_kit.refusals import refusal_token_id
 
@@ -38,12 +39,11 @@ def main(path=None):
     out["openers_times_faster"] = 4*plain/ours       # every fourth position is asked: all take minutes
     at = list(range(0, 128, 8)); ours, said = timed(lambda: rollouts(model, tok, row["prompt"], r, at, 32), 1)
     plain, want = timed(lambda: [generate(model, tok, [q+r[:k]], 32)[0] for k in at], 1)
-    out["rollouts_times_faster"] = plain/ours; out["rollouts_same_text"] = np.mean([a.text==b for a,b in zip(said, want)])
+    out["rollouts_times_faster"] = plain/ours; out["rollouts_same_text"] = float(np.mean([a.text==b for a,b in zip(said, want)]))
     peak = lambda n: (refusal_curves(model, tok, [(row["prompt"], text)]*n, max_tokens=64, batch_tokens=1024), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)[1]      # MB on Linux
-    few = peak(16); out["mb_more_for_64_responses_than_for_16"] = peak(64)-few
+    for n in (16, 64, 128): out[f"peak_mb_{n}_responses"] = peak(n)
     for k,v in out.items(): print(f"{k}: {v:.1f}")
-    if path:
-        with atomically(path) as p: p.write_text(json.dumps(out, indent=1))
+    if path: put(path, "probe", out)
 
 
 if __name__ == "__main__": main(*sys.argv[1:])

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np, torch
 from derta_kit.data import demo_data
 from derta_kit.loss import tree_loss
-from derta_kit.models import atomically, load, prompt_ids, response_end, text_ids, unwrap
+from bench import put
+from derta_kit.models import load, prompt_ids, response_end, text_ids, unwrap
 from derta_kit.objectives import MLE, RTO, objective, triple_tree
 from derta_kit.prefix_tree import collate
 from derta_kit.refusals import refusal_token_id
@@ -177,11 +178,9 @@ SECTIONS = dict(demo=lambda: against_the_release("demo"), long=lambda: against_t
 
 
 def main(path="bench.json", *only):
-    path = Path(path); out = json.loads(path.read_text()) if path.exists() else {}
     for name in only or SECTIONS:
-        print(f"· {name}", flush=True); out[name] = SECTIONS[name]()
-        with atomically(path) as p: p.write_text(json.dumps(out, indent=1))
-        if name != "growth": print(json.dumps(out[name], indent=1), flush=True)
+        print(f"· {name}", flush=True); put(path, name, x := SECTIONS[name]())
+        if name != "growth": print(json.dumps(x, indent=1), flush=True)
 
 
 if __name__ == "__main__": main(*sys.argv[1:])

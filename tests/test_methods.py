@@ -1,0 +1,31 @@
+"`derta_train --objective`: every method trains from one recipe and leaves one full record, so that an ablation is a loop."
+import json
+import pytest
+from conftest import tiny
+from engine_worker import tokenizer
+from derta_kit.cli_train import derta_train
+from derta_kit.models import load
+
+KIND_OF = dict(vanilla={"mle"}, recaug={"mle"}, rto={"mle","rto"}, derta={"mle","rto"})       # losses that a run logs
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    d = tmp_path_factory.mktemp("methods"); tiny("llama").save_pretrained(d/"model"); tokenizer().save_pretrained(d/"model")
+    rows = [dict(prompt=f"t{i+20} t{i+30}", safe=f"Sorry t{i+9} t7", harmful=f"t{i+40} t{i+41} t{i+50} t8") for i in range(12)]
+    (d/"triples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return d
+
+
+@pytest.mark.parametrize("name", [*KIND_OF, "dpo"])
+@pytest.mark.parametrize("mode", ["lora","full"])
+def test_each_method_leaves_a_model_and_a_record(here, name, mode, capsys):
+    if name=="dpo": pytest.importorskip("trl", reason="trl is not installed")
+    out = here/f"{name}-{mode}"
+    derta_train([str(here/"triples.jsonl"), str(out), "--model", str(here/"model"), "--objective", name, "--mode", mode, "--batch", "4", "--epochs", "2", "--held_out", "0", "--max_length", "128", "--set", "train.logging_steps=1"])
+    run = json.loads((out/"run.json").read_text())
+    assert run["objective"]["name" if name=="dpo" else "rto"] == dict(dpo="dpo").get(name, name in ("rto","derta")) and run["engine"] == "single" and run["steps"] == 6 and run["rows"]["triples"] == 12
+    assert run["data"]["triples"] and run["recipe"]["mode"] == mode and run["trained"] > 0 and {"versions","seed"} <= set(run)
+    losses = [l for l in run["log"] if "loss" in l]; assert len(losses) == 6
+    if name != "dpo": assert {k.removeprefix("loss_") for k in losses[0] if k.startswith("loss_")} == KIND_OF[name]
+    m, _ = load(str(here/"model"), adapter=out) if mode=="lora" else load(str(out)); assert not any(p.requires_grad for p in m.parameters())
