@@ -33,13 +33,12 @@ test: $(READY)
 readme: $(READY)
 	$(BIN)/python tests/make_readme.py
 
-# The web pages, in _docs. Quarto is not a Python package, and nbdev would fetch it with sudo: whoever builds the pages installs it.
+# The notebooks as web pages, in _docs; Quarto is no Python package, and whoever builds the pages installs it.
 docs: $(READY)
-	@command -v quarto >/dev/null || { echo "make docs needs Quarto: https://quarto.org/docs/get-started/ (without it, make docs-check goes as far as possible)" >&2; exit 2; }
-	$(BIN)/nbdev_docs
+	$(BIN)/python tests/make_docs.py render
 
 docs-check: $(READY)
-	$(BIN)/python tests/check_docs.py
+	$(BIN)/python tests/make_docs.py
 
 clean:
 	rm -rf _proc _docs build dist *.egg-info

@@ -47,7 +47,7 @@ def test_saved_widgets_are_those_shown_and_hold_the_present_script():
 
 
 def test_every_notebook_is_in_the_sidebar_and_in_the_readme():
-    from check_docs import sidebar
+    from make_docs import sidebar
     there = {str(f.relative_to(ROOT/"nbs")) for f in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in str(f)}
     named, readme = sidebar(), (ROOT/"README.md").read_text(encoding="utf-8")
     assert sorted(named) == sorted(there)
