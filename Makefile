@@ -1,4 +1,4 @@
-# make demo · make test · make lab · make bench: each sets up what it needs in .venv, from a bare checkout.
+# make demo · make test · make lab · make bench · make docs: each sets up what it needs in .venv, from a bare checkout.
 PYTHON ?= python3.11
 PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 VENV   := .venv
@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: demo test lab bench setup docs clean
+.PHONY: demo test lab bench setup readme docs docs-check clean
 setup: $(READY)
 
 $(READY): setup.py settings.ini constraints.txt
@@ -32,6 +32,13 @@ test: $(READY)
 
 readme: $(READY)
 	$(BIN)/python tests/make_readme.py
+
+# The notebooks as web pages, in _docs; Quarto is no Python package, and whoever builds the pages installs it.
+docs: $(READY)
+	$(BIN)/python tests/make_docs.py render
+
+docs-check: $(READY)
+	$(BIN)/python tests/make_docs.py
 
 clean:
 	rm -rf _proc _docs build dist *.egg-info

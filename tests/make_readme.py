@@ -29,6 +29,7 @@ def render():
     for i,(name,data) in enumerate((res.get("outputs") or {}).items()):
         new = f"assets/readme_{i}{Path(name).suffix}"; text = text.replace(name, new); pictures[new] = data
     text = re.sub(r"!\[png\]", "![figure]", text)
+    text = re.sub(r"\]\((?!https?:)([\w/]+\.ipynb)\)", r"](nbs/\1)", text)          # links among notebooks
     return re.sub(r"\n{3,}", "\n\n", text).strip()+"\n", pictures
 
 

@@ -1,5 +1,5 @@
-"The house: direction of imports, README in step, what a wheel holds, commands that speak plainly."
-import ast, importlib, inspect, json, subprocess, sys, zipfile
+"The house: direction of imports, README and sidebar in step, guides of one form, one idea a cell, commands that speak plainly."
+import ast, importlib, inspect, json, re, subprocess, sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 import pytest
@@ -91,12 +91,20 @@ def test_saved_widgets_are_those_shown_and_hold_the_present_script():
         if "widgets" in nb["metadata"]: assert tidy(json.loads(f.read_text())) == nb, f"run tests/tidy_widgets.py {f.relative_to(ROOT)}"
 
 
-def test_wheel_holds_the_demo_data(tmp_path):
-    r = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(ROOT)], capture_output=True, text=True)
-    assert r.returncode == 0, r.stdout[-800:] + r.stderr[-800:]
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    for f in ("triples.jsonl","helpful.jsonl","harmful_eval.jsonl","benign_eval.jsonl","questions.json","CARD.md"): assert f"derta_kit/demo_data/{f}" in names
-    assert not any(n.startswith(("tests","nbs")) for n in names)
+def test_every_notebook_is_in_the_sidebar_and_in_the_readme():
+    from make_docs import sidebar
+    there = {str(f.relative_to(ROOT/"nbs")) for f in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in str(f)}
+    named, readme = sidebar(), (ROOT/"README.md").read_text(encoding="utf-8")
+    assert sorted(named) == sorted(there)
+    assert not [f for f in there-{"index.ipynb"} if f.removesuffix(".ipynb") not in readme]
+    guides = [f for f in named if f.startswith("guides/")]
+    assert sorted(guides, key=readme.index) == guides, "README and sidebar name the guides in another order"
+
+
+@pytest.mark.parametrize("f", sorted((ROOT/"nbs"/"guides").glob("*.ipynb")), ids=lambda f: f.stem)
+def test_a_guide_says_what_one_has_at_its_end_and_where_to_go_next(f):
+    nb = json.loads(f.read_text(encoding="utf-8")); text = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"]=="markdown"]
+    assert re.match(r"# .+\n\n> At the end you will have ", text[0]) and "## Where next" in text[-1] and any("The same from a script" in t for t in text)
 
 
 def run(*a, **k): return subprocess.run([str(Path(sys.executable).parent/a[0]), *a[1:]], capture_output=True, text=True, **k)
