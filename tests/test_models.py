@@ -74,3 +74,15 @@ def test_atomically_replaces_nothing_on_error(tmp_path):
     p = tmp_path/"d"/"x"
     with pytest.raises(RuntimeError), atomically(p) as t: t.write_text("half"); raise RuntimeError
     assert not p.exists() and not list(p.parent.iterdir())
+
+
+def test_4bit_gradients_are_the_same_after_a_look_in_eval_mode():
+    "bitsandbytes repacks the weights for some CPUs in eval mode; a trial, an evaluation or a monitor must not cut the gradient that training then needs."
+    def grads(look):
+        torch.manual_seed(0); model, tok = load("demo", "qlora", lora=dict(r=2))
+        x = torch.tensor([text_ids(tok, "The quick brown fox jumps over the lazy dog.")])
+        if look:
+            with torch.no_grad(): model.eval()(x)
+        model.train()(input_ids=x, labels=x).loss.backward()
+        return torch.stack([p.grad.norm() for n,p in model.named_parameters() if "lora_B" in n])
+    torch.testing.assert_close(grads(True), grads(False))
