@@ -22,18 +22,20 @@ class EngineError(RuntimeError):
 
 def launched(
     world_size:int,     # processes
-    env=os.environ,
+    env=None,           # variables that a launcher sets; default: those of this process
 )->str:                 # one of ENGINES
     "The engine that the launcher (torchrun, accelerate, SLURM) has set up."
+    env = os.environ if env is None else env
     on = lambda k: str(env.get(k, "")).lower() in ("1","true")
     if on("ACCELERATE_USE_DEEPSPEED"): return "zero3"
     if on("ACCELERATE_USE_FSDP"): return "fsdp2"
     return "ddp" if world_size > 1 else "single"
 
+# %% ../nbs/05b_engines.ipynb #daf04dbb
 def choose_engine(
     asked:str,          # one of ENGINES, or "auto"
     world_size:int,     # processes
-    env=os.environ,
+    env=None,           # variables that a launcher sets; default: those of this process
 )->str:
     "The engine of a run, or an `EngineError` that says what is missing."
     there = launched(world_size, env)
@@ -48,8 +50,8 @@ def choose_engine(
 
 # %% ../nbs/05b_engines.ipynb #d573a816
 def check_shardable(
-    model,
-    engine:str,
+    model,         # from `models.load`
+    engine:str,    # one of ENGINES
 ):
     "`EngineError` if this model cannot be trained in pieces by `engine`."
     if engine not in ("fsdp2","zero3"): return

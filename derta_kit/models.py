@@ -136,6 +136,7 @@ def load(
     dtype = dtype or (torch.float32 if device.type=="cpu" else torch.bfloat16)
     path = str(demo_path() if name=="demo" else name)
     if mode=="qlora": kwargs["quantization_config"] = _bnb(dtype, storage)
+    if "gguf_file" not in kwargs: kwargs.setdefault("use_safetensors", True)      # never a pickle, unless asked for
     if merge and (mode!="frozen" or adapter is None): raise ValueError("merge=True folds an adapter into a frozen model; pass adapter=… and mode='frozen'")
     tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if merge else dtype, device_map={"":device} if placed else None, trust_remote_code=False, **kwargs)

@@ -1,7 +1,9 @@
 "Loading, the demo model's way in, and text that must not become a special token."
 import zipfile
-import pytest
+import pytest, torch
+from conftest import tiny
 from derta_kit import models
+from engine_worker import tokenizer
 from derta_kit.models import atomically, load, prompt_ids, text_ids
 
 
@@ -86,3 +88,9 @@ def test_4bit_gradients_are_the_same_after_a_look_in_eval_mode():
         model.train()(input_ids=x, labels=x).loss.backward()
         return torch.stack([p.grad.norm() for n,p in model.named_parameters() if "lora_B" in n])
     torch.testing.assert_close(grads(True), grads(False))
+
+
+def test_a_pickle_is_not_read_unasked(tmp_path):
+    m = tiny("llama"); m.config.save_pretrained(tmp_path); torch.save(m.state_dict(), tmp_path/"pytorch_model.bin"); tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="safetensors"): load(str(tmp_path))
+    assert load(str(tmp_path), use_safetensors=False)[0].config.vocab_size == m.config.vocab_size
