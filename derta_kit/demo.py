@@ -23,15 +23,15 @@ from transformers import set_seed
 @dataclass(frozen=True)
 class DemoRecipe:
     "All settings of a demo run."
-    seed:int=0
-    objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=54), derta=dict(cuts=2, empty=1., rto_weight=.4, max_length=96)))
-    lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))
-    train:dict=field(default_factory=lambda: dict(learning_rate=1.5e-3, warmup_steps=5))
+    seed:int=0            # of training
+    objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=54), derta=dict(cuts=2, empty=1., rto_weight=.4, max_length=96)))   # name → changes to its `Objective`
+    lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))   # arguments of `lora_config`
+    train:dict=field(default_factory=lambda: dict(learning_rate=1.5e-3, warmup_steps=5))   # any of `DertaArguments`
     steps:dict=field(default_factory=lambda: dict(vanilla=190, derta=105))   # optimiser steps
     batch:dict=field(default_factory=lambda: dict(vanilla=16, derta=8))    # trees a step; they are packed into rows of 32 tokens for each
     start:str="vanilla"   # what the DeRTa adapter goes on from: "vanilla" or "base"
-    mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=1, border=1))
-    dtype:str="bfloat16"
+    mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=1, border=1))   # kind of helpful pair → how often each is used
+    dtype:str="bfloat16"   # of the weights that stay as they are
     quick:bool=False      # a few steps on a few rows, to try the path
 
 # %% ../nbs/13b_demo.ipynb #b987ea42
@@ -60,7 +60,7 @@ def _data(recipe):
 def train_one(
     name:str,            # vanilla, recaug, rto, derta
     out,                 # folder for checkpoints and the adapter
-    recipe:DemoRecipe,
+    recipe:DemoRecipe,   # of the run
     adapter=None,        # folder of the adapter to go on from; default: a new one
     callbacks=None,      # of the Trainer
 )->dict:                 # seconds, and the log
@@ -77,8 +77,8 @@ def train_one(
 def measure_one(
     name:str,            # for the progress bars
     adapter,             # folder, or None for the base model
-    recipe:DemoRecipe,
-    show_harmful:bool=False,
+    recipe:DemoRecipe,   # of the run
+    show_harmful:bool=False,   # leave harmful text readable in what is kept
 )->dict:                 # a scorecard
     "Measure one model of the demo."
     t0 = time.time()
@@ -88,7 +88,7 @@ def measure_one(
 # %% ../nbs/13b_demo.ipynb #636634e7
 def run_demo(
     out="runs/demo",              # run folder
-    recipe:DemoRecipe=DemoRecipe(),
+    recipe:DemoRecipe=DemoRecipe(),   # all settings
     names=("vanilla","derta"),    # objectives to train
     show_harmful:bool=False,      # leave harmful text readable in what is written
 )->dict:                          # model name → scorecard

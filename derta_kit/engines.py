@@ -63,7 +63,7 @@ def check_shardable(
 
 # %% ../nbs/05b_engines.ipynb #c9024b4a
 def engine_arguments(
-    engine:str,
+    engine:str,               # one of ENGINES
     offload:bool=False,       # parameters in the host's memory
 )->dict:                      # for `TrainingArguments`
     "What the Trainer must be told for an engine; checkpoints are consolidated, so that `models.load` reads them."
@@ -93,7 +93,17 @@ def engine_of(
 
 class EngineCheck(TrainerCallback):
     "Stops a run at its start if another engine than `asked` has the model."
-    def __init__(self, trainer, asked): self.trainer, self.asked, self.ran = trainer, asked, None
-    def on_train_begin(self, args, state, control, **kwargs):
+    def __init__(self,
+        trainer,     # whose model is looked at
+        asked,       # one of ENGINES
+    ):
+        self.trainer, self.asked, self.ran = trainer, asked, None
+    def on_train_begin(self,
+        args,        # of the Trainer, as the next
+        state,       # where it stands
+        control,     # what it shall do
+        **kwargs     # model, optimiser and so on
+    ):
+        "`EngineError` if it is not so."
         self.ran = engine_of(self.trainer.model_wrapped)
         if self.ran!=self.asked: raise EngineError(f"engine {self.asked} was asked for, and {self.ran} has the model; nothing was trained")

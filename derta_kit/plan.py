@@ -25,14 +25,21 @@ SHAPES = {
     "mistralai/Mixtral-8x7B-v0.1": dict(_SEVEN, model_type="mixtral", num_local_experts=8, num_experts_per_tok=2, sliding_window=None),
 }
 
-def model_config(name):
+def model_config(
+    name,            # a hub id, a folder, "demo", or a configuration
+):
     "The configuration of a model: known here, in a folder, or on the hub; a configuration is handed back."
     if not isinstance(name, str): return name
     if name in SHAPES: return AutoConfig.for_model(**SHAPES[name])
     try: return AutoConfig.from_pretrained(str(demo_path() if name=="demo" else name), trust_remote_code=False)
     except Exception as e: raise OSError(f"{name}: no configuration could be had ({type(e).__name__}); check the name and the connection, or pass the folder of the model") from None
 
-def empty_model(config, mode="full", lora=None):
+# %% ../nbs/06c_plan.ipynb #53648085
+def empty_model(
+    config,          # of the model
+    mode="full",     # full, lora or qlora
+    lora=None,       # arguments of `lora_config`
+):
     "The model without memory, with its adapter if `mode` trains one."
     with torch.device("meta"): m = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     m.tie_weights()
@@ -42,11 +49,27 @@ def empty_model(config, mode="full", lora=None):
 @dataclass
 class Shape:
     "Sizes that a plan is made from; counts of parameters."
-    body:int; ends:int; small:int; trained:int; active:int; layer:int; head:int; largest:int; ends_trained:int
-    hidden:int; inner:int; query:int; kv:int; heads:int; layers:int; vocab:int; rank:int
+    body:int          # matrices of the layers
+    ends:int          # embedding and head, once if they are tied
+    small:int         # vectors: norms, biases
+    trained:int       # what the optimiser moves
+    active:int        # what a token passes: with experts, those it is sent to
+    layer:int         # of one layer
+    head:int          # of the head
+    largest:int       # the largest matrix of a layer
+    ends_trained:int  # embedding and head, where they are trained
+    hidden:int        # width of the residual stream
+    inner:int         # width inside an MLP, of the experts that a token is sent to
+    query:int         # width of all queries
+    kv:int            # width of all keys
+    heads:int         # query heads
+    layers:int        # how many
+    vocab:int         # tokens
+    rank:int          # of the adapters of one layer, together
     @property
     def base(self): return self.body+self.ends+self.small
 
+# %% ../nbs/06c_plan.ipynb #be94654c
 def shape(
     config,          # of the model
     mode="full",     # full, lora or qlora
@@ -68,20 +91,24 @@ def shape(
                  sum(p.shape[0] for n,p in m.named_parameters() if "lora_A" in n)//c.num_hidden_layers if adapters else 0)
 
 # %% ../nbs/06c_plan.ipynb #bc12c55c
-def layer_keeps(s:Shape, mode="full", length=0)->float:
+def layer_keeps(
+    s:Shape,         # of the model
+    mode="full",     # full, lora or qlora
+    length=0,        # tokens a row
+)->float:
     "Numbers that one layer keeps for its backward pass, a token, in rows of `length` tokens (a tree's mask is made a number each)."
     return (6 if mode=="full" else 4)*s.hidden + 4*s.query + 4*s.inner + s.heads + 2 + s.rank + length
 
 _NF4 = .5 + 1/64 + 4/(64*256)      # bytes a parameter: 4 bits, a byte a block of 64 (double quantisation), a float32 a 256 blocks
 
 def memory(
-    r:Recipe,
+    r:Recipe,             # mode, batch, engine, precision
     config,               # of the model
-    devices:int=1,
+    devices:int=1,        # that the run has
     tokens:int|None=None, # a device holds at a time; default: batch × max_length, the longest rows
     offload:bool=False,   # weights and optimiser in the host's memory
-    cpu:bool=False,
-    chunk:int=256,
+    cpu:bool=False,       # weights are float32 there by default
+    chunk:int=256,        # targets whose logits exist at one time
 )->dict:                  # part → bytes on each device
     "What a step holds at its fullest, on each device."
     s, full = shape(config, r.mode, r.lora), r.mode=="full"
@@ -100,7 +127,11 @@ def memory(
     parts["logits"] = min(chunk, n)*s.vocab*4*3 + n*s.hidden*4
     return parts
 
-def peak(parts:dict, s:Shape|None=None)->float:
+# %% ../nbs/06c_plan.ipynb #56e2de5d
+def peak(
+    parts:dict,           # from `memory`
+    s:Shape|None=None,    # of the model; without it, gradients of a trained head count late
+)->float:                 # bytes
     "Bytes at the fullest moment: activations are given back as gradients come."
     now = parts["weights"]+parts["gathered"]+parts["optimiser"]
     early = parts["activations"]+parts["logits"] + (parts["gradients"]*s.ends_trained/max(s.trained, 1) if s else 0)
@@ -114,7 +145,17 @@ _RESERVE = .06       # of a device's memory: fragmentation, the context, what ot
 @dataclass
 class Plan:
     "What a run takes on each device. Printed, it says whether it fits and what would."
-    recipe:Recipe; devices:int; device:str; room:float; parameters:dict; parts:dict; peak:float; tokens:dict; hours:float; would:list=field(default_factory=list); mean:int=0
+    recipe:Recipe       # what was planned
+    devices:int         # that the run has
+    device:str          # their name
+    room:float          # bytes of memory of each
+    parameters:dict     # all, trained, active
+    parts:dict          # part → bytes on each device
+    peak:float          # bytes at the fullest moment
+    tokens:dict         # a step, rows a step, a device at a time at the longest, steps of the run
+    hours:float         # of the run, or of one step where the rows are not known
+    would:list=field(default_factory=list)   # settings that would fit
+    mean:int=0          # tokens a row
     @property
     def fits(self): return self.peak <= self.room*(1-_RESERVE)
 
@@ -133,7 +174,14 @@ class Plan:
 def _peak(r, config, s, devices, **kw): return peak(memory(r, config, devices, **kw), s)
 
 # %% ../nbs/06c_plan.ipynb #0c05965c
-def changes(r:Recipe, config, s:Shape, devices, room, **kw):
+def changes(
+    r:Recipe,                # that does not fit
+    config,                  # of the model
+    s:Shape,                 # its sizes
+    devices,                 # that the run has
+    room,                    # bytes of memory of each
+    **kw                     # of `memory`
+):
     "Settings that make a plan fit, each by itself or with the ones before it, with the memory it then takes."
     ok = lambda c, n=devices, **k: (b := _peak(c, config, shape(config, c.mode, c.lora) if c.mode!=r.mode else s, n, **{**kw, **k})) <= room*(1-_RESERVE) and f" ({b/1e9:.0f} GB)"
     tries = [("checkpointing=true", replace(r, checkpointing=True), {})] if not r.checkpointing else []
@@ -153,14 +201,15 @@ def changes(r:Recipe, config, s:Shape, devices, room, **kw):
     if devices > 1 and not kw.get("offload") and (g := ok(cut, offload=True)): found.append(f"weights and optimiser in the host's memory: scripts/accelerate/fsdp2-offload.yaml{g}")
     return found
 
+# %% ../nbs/06c_plan.ipynb #754f2000
 def plan(
-    r:Recipe,
-    devices:int=1,
+    r:Recipe,                # mode, batch, engine, data
+    devices:int=1,           # that the run has
     device:str="",           # one of DEVICES, "cpu", or the accelerator of this machine
     memory_gb:float=0,       # of a device; default: what `device` has
     rows:int=0,              # triples and pairs of the data, for steps and hours
     mean:int=0,              # tokens a row (a tree) on average; default: half of max_length
-    offload:bool=False,
+    offload:bool=False,      # weights and optimiser in the host's memory
     mfu:float=.35,           # share of the peak that is reached
 )->Plan:
     "Parameters, memory by part, tokens a step and hours of a run, from the configuration alone."
