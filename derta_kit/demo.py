@@ -57,6 +57,7 @@ def _data(recipe):
     n = dict(triples=12, helpful=35, harmful_eval=4, benign_eval=4)
     return {k: d.select(range(0, len(d), len(d)//n[k])) for k,d in dd.items()}
 
+# %% ../nbs/13b_demo.ipynb #995466e1
 def train_one(
     name:str,            # vanilla, recaug, rto, derta
     out,                 # folder for checkpoints and the adapter
@@ -74,6 +75,7 @@ def train_one(
                    per_device_train_batch_size=n, budget=32*n, **recipe.train)
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
 
+# %% ../nbs/13b_demo.ipynb #d2288e96
 def measure_one(
     name:str,            # for the progress bars
     adapter,             # folder, or None for the base model

@@ -147,14 +147,15 @@ def load(
 
 # %% ../nbs/01_models.ipynb #e9906d3f
 def _one_layout(model):
-    "Keep 4-bit weights as they are: on some CPUs bitsandbytes 0.50 repacks them at the first pass in eval mode, and no gradient goes through them from then on."
+    "Keep 4-bit weights as they are: on some CPUs bitsandbytes 0.50 repacks them at the first pass in eval mode: products are in bfloat16 from then on, and no gradient goes through them."
     for m in model.modules():
         if hasattr(m, "support_avx512bf16_for_cpu"): m.support_avx512bf16_for_cpu = False
     return model
 
 def _prepare(model, mode, adapter, lora):
     "Freeze, or wrap in LoRA, or leave open, as `mode` says."
-    if mode=="qlora": model = _one_layout(prepare_model_for_kbit_training(model, use_gradient_checkpointing=model.device.type!="cpu"))
+    model = _one_layout(model)
+    if mode=="qlora": model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=model.device.type!="cpu")
     trains = mode in ("lora","qlora")
     if adapter is not None: model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trains)
     elif trains: model = get_peft_model(model, lora_config(model, **(lora or {})))

@@ -10,6 +10,7 @@ __all__ = ['SHAPES', 'DEVICES', 'model_config', 'empty_model', 'Shape', 'shape',
 import math, os
 from dataclasses import dataclass, field, replace
 import pandas as pd, torch
+from fastcore.basics import patch
 from .models import demo_path, lora_config
 from .recipes import Recipe, accumulation
 from peft import get_peft_model
@@ -99,6 +100,7 @@ def layer_keeps(
     "Numbers that one layer keeps for its backward pass, a token, in rows of `length` tokens (a tree's mask is made a number each)."
     return (6 if mode=="full" else 4)*s.hidden + 4*s.query + 4*s.inner + s.heads + 2 + s.rank + length
 
+# %% ../nbs/06c_plan.ipynb #515a8f05
 _NF4 = .5 + 1/64 + 4/(64*256)      # bytes a parameter: 4 bits, a byte a block of 64 (double quantisation), a float32 a 256 blocks
 
 def memory(
@@ -142,6 +144,7 @@ DEVICES = {   # name → (bytes of memory, bfloat16 operations a second)
     "h200": (141e9, 989e12), "h100": (80e9, 989e12), "a100": (80e9, 312e12), "a100-40": (40e9, 312e12), "l40s": (48e9, 362e12), "rtx4090": (24e9, 165e12)}
 _RESERVE = .06       # of a device's memory: fragmentation, the context, what other libraries hold
 
+# %% ../nbs/06c_plan.ipynb #841aa3ec
 @dataclass
 class Plan:
     "What a run takes on each device. Printed, it says whether it fits and what would."
@@ -163,17 +166,19 @@ class Plan:
         "Memory of each device by part, in GB."
         return pd.DataFrame({"GB": {**{k: v/1e9 for k,v in self.parts.items()}, "at its fullest": self.peak/1e9}}).round(2)
 
-    def __str__(self):
-        p, r = self.parameters, self.recipe
-        head = f"{r.model}, {r.mode}: {p['all']/1e9:.2f} billion parameters, {p['trained']/1e9:.3f} billion trained; {self.devices} × {self.device}, engine {r.engine}"
-        steps = f"{self.tokens['step']:,} tokens a step ({self.tokens['rows']} rows of {self.mean}), {self.tokens['micro']:,} on a device at a time at the longest; " + (f"{self.tokens['steps']:,} steps, about {self.hours:.1f} hours" if self.tokens["steps"] else f"about {self.hours*1000:.1f} hours a thousand steps")
-        verdict = f"Fits: {self.peak/1e9:.1f} of {self.room/1e9:.0f} GB." if self.fits else f"CANNOT FIT: {self.peak/1e9:.1f} GB are needed on each device, {self.room*(1-_RESERVE)/1e9:.1f} of {self.room/1e9:.0f} GB can be used."
-        would = "" if self.fits else "\n" + ("\n".join(f"  would fit: {w}" for w in self.would) or "  nothing that this plan knows of would make it fit")
-        return f"{head}\n\n{self.table().to_string()}\n\n{steps}\n{verdict}{would}"
-
-def _peak(r, config, s, devices, **kw): return peak(memory(r, config, devices, **kw), s)
+# %% ../nbs/06c_plan.ipynb #ecdb0d79
+@patch
+def __str__(self:Plan):
+    p, r = self.parameters, self.recipe
+    head = f"{r.model}, {r.mode}: {p['all']/1e9:.2f} billion parameters, {p['trained']/1e9:.3f} billion trained; {self.devices} × {self.device}, engine {r.engine}"
+    steps = f"{self.tokens['step']:,} tokens a step ({self.tokens['rows']} rows of {self.mean}), {self.tokens['micro']:,} on a device at a time at the longest; " + (f"{self.tokens['steps']:,} steps, about {self.hours:.1f} hours" if self.tokens["steps"] else f"about {self.hours*1000:.1f} hours a thousand steps")
+    verdict = f"Fits: {self.peak/1e9:.1f} of {self.room/1e9:.0f} GB." if self.fits else f"CANNOT FIT: {self.peak/1e9:.1f} GB are needed on each device, {self.room*(1-_RESERVE)/1e9:.1f} of {self.room/1e9:.0f} GB can be used."
+    would = "" if self.fits else "\n" + ("\n".join(f"  would fit: {w}" for w in self.would) or "  nothing that this plan knows of would make it fit")
+    return f"{head}\n\n{self.table().to_string()}\n\n{steps}\n{verdict}{would}"
 
 # %% ../nbs/06c_plan.ipynb #0c05965c
+def _peak(r, config, s, devices, **kw): return peak(memory(r, config, devices, **kw), s)
+
 def changes(
     r:Recipe,                # that does not fit
     config,                  # of the model

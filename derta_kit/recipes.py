@@ -21,6 +21,7 @@ from peft import LoraConfig
 METHODS = (*OBJECTIVES, "dpo")
 PRECISION = dict(auto="as `models.load` does: float32 on a CPU, bfloat16 elsewhere", fp32="float32", bf16="weights, gradients and optimiser in bfloat16", mixed="float32 weights and optimiser, bfloat16 arithmetic")
 
+# %% ../nbs/06b_recipes.ipynb #ce224440
 @dataclass
 class Recipe:
     "All that a training run depends on."

@@ -94,3 +94,12 @@ def test_a_pickle_is_not_read_unasked(tmp_path):
     m = tiny("llama"); m.config.save_pretrained(tmp_path); torch.save(m.state_dict(), tmp_path/"pytorch_model.bin"); tokenizer().save_pretrained(tmp_path)
     with pytest.raises(OSError, match="safetensors"): load(str(tmp_path))
     assert load(str(tmp_path), use_safetensors=False)[0].config.vocab_size == m.config.vocab_size
+
+
+@pytest.mark.parametrize("mode", ["frozen","qlora"])
+def test_4_bits_take_trees(mode):
+    "As exactly as float32 does: on CPUs whose bitsandbytes repacks weights for inference they once fell back to plain rows, without a word."
+    from derta_kit.models import _bnb
+    from derta_kit.prefix_tree import tree_limit
+    model, _ = load("demo", mode, **({} if mode=="qlora" else dict(quantization_config=_bnb(torch.float32, torch.uint8))))
+    assert tree_limit(model) == float("inf")

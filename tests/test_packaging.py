@@ -4,8 +4,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group("packaging")      # built once
-
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):

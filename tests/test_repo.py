@@ -38,11 +38,7 @@ def test_an_exported_cell_holds_one_idea():
     for f in (ROOT/"nbs").glob("*.ipynb"):
         for i,c in enumerate(json.loads(f.read_text())["cells"]):
             s = "".join(c["source"])
-            if c["cell_type"]=="code" and s.startswith("#| export"): assert ideas(s) <= MOST.get(f.stem, 25), f"{f.name}, cell {i}: {ideas(s)} lines; cut it where the idea changes, and say why before each"
-
-
-MOST = {}                                        # notebook → lines, where a longer cell is one idea
-SILENT = set()                                  # modules that need not say it
+            if c["cell_type"]=="code" and s.startswith("#| export"): assert ideas(s) <= 25, f"{f.name}, cell {i}: {ideas(s)} lines; cut it where the idea changes, and say why before each"
 
 
 def public(cls):
@@ -60,11 +56,11 @@ def test_every_public_function_says_what_it_does_and_takes():
         todo = {k: o for k,o in mine.items() if inspect.isfunction(o)} | {k: f for o in mine.values() if inspect.isclass(o) for k,f in public(o)}
         for k,o in mine.items():
             if inspect.isclass(o): assert o.__doc__ and not o.__doc__.startswith(f"{k}("), f"{name}.{k} has no docstring"
-            if is_dataclass(o) and name not in SILENT: assert not (dumb := [f.name for f in fields(o) if f.name in vars(o).get("__annotations__", {}) and not f.metadata and not docments(o).get(f.name)]), f"{name}.{k}: what is {', '.join(dumb)}?"
+            if is_dataclass(o): assert not (dumb := [f.name for f in fields(o) if f.name in vars(o).get("__annotations__", {}) and not f.metadata and not docments(o).get(f.name)]), f"{name}.{k}: what is {', '.join(dumb)}?"
         for k,f in todo.items():
             assert f.__doc__ or k.endswith("__init__"), f"{name}.{k} has no docstring"
             dumb = [p for p in inspect.signature(f).parameters if p != "self" and not docments(f, args_kwargs=True).get(p)]
-            assert not dumb or name in SILENT, f"{name}.{k}: what is {', '.join(dumb)}? Say so in a comment behind it, on a line of its own"
+            assert not dumb, f"{name}.{k}: what is {', '.join(dumb)}? Say so in a comment behind it, on a line of its own"
 
 
 def test_readme_is_in_step_with_index(tmp_path):
