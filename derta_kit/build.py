@@ -33,7 +33,7 @@ def harmful_responses(
     max_new_tokens:int=112,     # of each response
     min_tokens:int=60,          # shorter ones are asked again
     tries:int=6,                # for a question that is refused or answered too briefly
-    keyed:bool=False,           # each question draws from a seed of its own, so that others may be added without changing its response
+    keyed:bool=False,           # each question draws from a seed of its own; in bfloat16, what is decoded beside it may still change a word
 )->list[str]:                   # r̂, one each
     "r̂ from a weakly aligned model: told to comply, its response begun for it. `ValueError` if it refuses to the end."
     out, todo = {}, list(range(len(prompts)))
@@ -55,7 +55,7 @@ def helpful_responses(
     tokenizer,              # its tokenizer
     prompts:list[str],      # harmless ones
     max_new_tokens:int=80,  # of each response
-    keyed:bool=False,       # each prompt by itself, so that others may be added without changing its response
+    keyed:bool=False,       # each prompt by itself; in bfloat16, what is decoded beside it may still change a word
 )->list[str]:               # one each
     "The model's own greedy answers (self-distillation: training on them changes it least); `keyed` as above."
     ids, desc = [prompt_ids(tokenizer, p) for p in prompts], "helpful responses"
