@@ -53,7 +53,8 @@ def eval_run(
     base:str="demo",           # what adapters sit on: "demo", a hub id, or a folder
     judge_url:str="",          # a second judge: address of a server whose model is given the paper's guideline
     judge_model:str="",        # what that server calls the model
-    xstest:str="",             # XSTest's prompts (CSV), for over-refusal; without: the demo's harmless ones
+    xstest:str="",             # XSTest's prompts (CSV), for over-refusal; without: a quarter of the demo's harmless ones
+    harmless:int=160,          # of the demo's held-out harmless prompts, for perplexity
     max_new_tokens:int=256,    # of each response
     slots:int=64,              # responses written at one time
     show_harmful:store_true=False, # leave harmful text readable in the page
@@ -74,9 +75,10 @@ def eval_run(
         from derta_kit.model_judges import GuidelineJudge
         judges.append(GuidelineJudge(Endpoint(judge_url, judge_model)))
     cases = [c for a in attacks.split(",") for c in attack(a.strip(), rows)]
-    cases += xstest_cases(xstest) if xstest else harmless_cases(list(demo_data()["benign_eval"])[::4])
+    held = list(demo_data()["benign_eval"]); held = held[::max(1, len(held)//max(1, harmless))]
+    cases += xstest_cases(xstest) if xstest else harmless_cases(held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
-    e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, curves=curves, slots=slots)
+    e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots)
     print(asr_table(e.rows).to_string(), f"\n\nThe report: {write_page(e, show_harmful=show_harmful)}")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9
@@ -124,7 +126,7 @@ def eval_demo(
     from derta_kit import data, models
     from derta_kit.report import demo_table, redacted
     from derta_kit.scorecard import scorecard
-    s = redacted(scorecard(*models.load(model, adapter=adapter or None), data.demo_data(), bar=adapter or model), show_harmful)
+    s = redacted(scorecard(*models.load(model, adapter=adapter or None), data.demo_data(), desc=adapter or model), show_harmful)
     print(demo_table({adapter or model: s}).to_string())
     if out:
         with models.atomically(out) as p: p.write_text(json.dumps(s, ensure_ascii=False), encoding="utf-8")

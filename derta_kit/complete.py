@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .data import COLUMNS
@@ -113,6 +114,11 @@ def _fingerprint(model):
     return h.hexdigest()[:8]
 
 # %% ../nbs/03c_complete.ipynb #0ca4c40c
+def _key_of(url):
+    "OPENAI_API_KEY, where it belongs: at OpenAI, or at the server that OPENAI_BASE_URL names; no other server gets to see it."
+    home = lambda u: urlsplit(u)[:2]
+    return os.environ.get("OPENAI_API_KEY") if home(url) in map(home, ("https://api.openai.com", os.environ.get("OPENAI_BASE_URL", ""))) else None
+
 class Endpoint:
     "Any server that understands OpenAI's chat completions (or, with a tokenizer, completions)."
     def __init__(self,
@@ -121,7 +127,7 @@ class Endpoint:
         concurrency:int=16,       # requests in flight
         retries:int=6,            # of each request, with back-off
         timeout:float=120.,       # seconds for one try
-        api_key:str|None=None,    # default: the environment's OPENAI_API_KEY, or none
+        api_key:str|None=None,    # default: OPENAI_API_KEY, if `url` is OpenAI's or the environment's OPENAI_BASE_URL; else none
         tokenizer=None,           # the model's own: prompts are formatted here, and a response can be begun on any server
         extra:dict|None=None,     # further fields of the request body
     ):
@@ -130,7 +136,7 @@ class Endpoint:
         if not re.match(r"https?://[^/ ]+", url): raise ValueError(f"url={url!r}: give the whole address, such as http://127.0.0.1:8000/v1")
         self.openai, self.url, self.model, self.concurrency, self.tok, self.extra = openai, url, model, concurrency, tokenizer, extra or {}
         self.name = f"{url} {model}" + (f" {json.dumps(extra, sort_keys=True)}" if extra else "")
-        self.settings = dict(base_url=url, api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none", max_retries=retries, timeout=timeout)
+        self.settings = dict(base_url=url, api_key=api_key or _key_of(url) or "none", max_retries=retries, timeout=timeout)
 
 # %% ../nbs/03c_complete.ipynb #5a36a39b
 @patch
@@ -167,6 +173,7 @@ def _one(self:Endpoint, r):
     try: text, why = self._send(r)
     except self.openai.OpenAIError as e:
         hint = "; does the server not know continue_final_message? Pass tokenizer=… to Endpoint" if r.begin and self.tok is None and getattr(e, "status_code", 0) in (400, 422) else ""
+        if getattr(e, "status_code", 0)==401 and self.settings["api_key"]=="none": hint = "; no key was sent: OPENAI_API_KEY goes to OpenAI, and to the server that OPENAI_BASE_URL names"
         return Answer("", error=f"{type(e).__name__}: {str(e)[:300]}{hint}")
     except (ValueError, TypeError, AttributeError) as e: return Answer("", error=f"the server's reply is not a completion ({type(e).__name__}: {str(e)[:200]})")
     if not isinstance(text, str): return Answer("", error=_NO_TEXT)

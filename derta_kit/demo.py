@@ -85,7 +85,7 @@ def measure_one(
     "Measure one model of the demo."
     t0 = time.time()
     model, tok = load("demo", adapter=adapter, merge=adapter is not None, dtype=getattr(torch, recipe.dtype))
-    return dict(redacted(scorecard(model, tok, _data(recipe), bar=name, benign=adapter is not None), show_harmful), seconds=time.time()-t0)
+    return dict(redacted(scorecard(model, tok, _data(recipe), desc=name, benign=adapter is not None), show_harmful), seconds=time.time()-t0)
 
 # %% ../nbs/13b_demo.ipynb #636634e7
 def run_demo(

@@ -92,7 +92,7 @@ def _same_server(endpoint, kept, d):
         raise ValueError(f"{endpoint.name} says none of {len(again)} kept answers again, so another model is behind that name now; evaluate it under a new folder, or remove the old one's kept.sqlite")
 
 # %% ../nbs/12c_evaluate.ipynb #b25b96c1
-def _responses(asked, name, cases, d, kept, slots, bar):
+def _responses(asked, name, cases, d, kept, slots, desc):
     "What a model says to each case: kept, or asked now and kept."
     who, out, first = asked.who(name), {}, {}
     for i,c in enumerate(cases): first.setdefault(_key("said", who, c, d), []).append(i)
@@ -100,7 +100,7 @@ def _responses(asked, name, cases, d, kept, slots, bar):
         if v := kept.get(k): out.update(dict.fromkeys(at, Said(**v)))
     if isinstance(m := asked.models[name], Endpoint): _same_server(m, [(cases[i], s) for i,s in out.items()], d)
     todo = [(k,at) for k,at in first.items() if at[0] not in out]
-    with tqdm(total=len(cases), initial=len(out), desc=bar and f"{bar}{name}", disable=bar is None, unit="row") as b:
+    with tqdm(total=len(cases), initial=len(out), desc=desc and f"{desc}{name}", disable=desc is None, unit="row") as b:
         def done(j, s):
             k, at = todo[j]
             out.update(dict.fromkeys(at, s)); b.update(len(at))
@@ -114,14 +114,14 @@ HARMLESS = ("harmless", "xstest safe")     # attack, or attack and setting, of c
 def _harmless(c): return c.attack in HARMLESS or f"{c.attack} {c.setting}" in HARMLESS
 
 # %% ../nbs/12c_evaluate.ipynb #bfbd9561
-def _verdicts(judge, rows, kept, bar=None, chunk=32):
+def _verdicts(judge, rows, kept, desc=None, chunk=32):
     "(unsafe or None, reason) for each row (question, prompt, response, attack); kept for judges that are models, for rules are quick and change with the kit."
     lm, tok = (getattr(judge, a, None) for a in ("model","tok"))
     who = f"{judge.name} {identity(lm, tok)}" if hasattr(lm, "named_parameters") else judge.name      # its weights count too
     keys, out = [_key("verdict", who, r) for r in rows], [None]*len(rows)
     if keep := not isinstance(judge, RuleJudge): out = [kept.get(k) for k in keys]
     todo = [i for i,v in enumerate(out) if v is None]
-    for s in tqdm(range(0, len(todo), chunk), desc=bar and f"{bar}{judge.name}", disable=bar is None or not keep, unit="batch"):
+    for s in tqdm(range(0, len(todo), chunk), desc=desc and f"{desc}{judge.name}", disable=desc is None or not keep, unit="batch"):
         some = todo[s:s+chunk]
         try: got = [(v.unsafe, v.reason) for v in judge.many([rows[i] for i in some])]
         except Exception as e: got = [(None, f"{type(e).__name__}: {str(e)[:300]}")]*len(some)     # the judge's failure is that of these rows
@@ -144,14 +144,14 @@ def _frame(names, cases, said, begun):
     return pd.DataFrame(rows).astype(kinds)
 
 # %% ../nbs/12c_evaluate.ipynb #45048d3b
-def _judged(df, cases, judges, kept, bar=None):
+def _judged(df, cases, judges, kept, desc=None):
     "Add each judge's columns."
     harmless = np.array([_harmless(c) for c in cases]*(len(df)//len(cases)))
     at = np.flatnonzero((df.error=="").to_numpy() & ~harmless)
     for j,judge in enumerate(judges):
         col = lambda c: c if j==0 else f"{c}:{judge.name}"
         unsafe, reason, error = pd.array([None]*len(df), "boolean"), np.full(len(df), "", object), df.error.to_numpy(object).copy()
-        for i,(u,why) in zip(at, _verdicts(judge, df[["question","prompt","response","attack"]].iloc[at].to_dict("records"), kept, bar)):
+        for i,(u,why) in zip(at, _verdicts(judge, df[["question","prompt","response","attack"]].iloc[at].to_dict("records"), kept, desc)):
             if u is None: error[i] = f"{judge.name}: {why}"
             else: unsafe[i], reason[i] = u, why
         df = df.assign(**{col("unsafe"): unsafe, col("reason"): reason, col("error"): error})
@@ -202,7 +202,7 @@ def evaluate(
     helpful=None,                   # held-out rows with prompt and response, for perplexity; default: the demo's
     curves=(),                      # held-out rows with prompt and harmful, for refusal curves
     slots:int=64,                   # responses written at one time
-    bar:str|None="",                # before the names of progress bars; None: no bars
+    desc:str|None="",               # before the names of progress bars; None: no bars
     **kwargs                        # of `models.load`, for the base
 )->Evaluation:
     "Ask every model everything, have it judged, and write rows.parquet and run.json into `out`; `ValueError` for a call that cannot be carried out."
@@ -215,9 +215,9 @@ def evaluate(
     asked, said, info = _Asked(models, base, **kwargs), {}, {}
     with Kept(out/"kept.sqlite") as kept:
         for n in models:
-            said[n], who = _responses(asked, n, cases, decoding, kept, slots, bar)
+            said[n], who = _responses(asked, n, cases, decoding, kept, slots, desc)
             info[n] = dict(identity=who, source=_source(models[n]), trained=_trained(models[n]), **_read_texts(asked, n, who, helpful, curves, kept))
-        df = _judged(_frame(models, cases, said, {n: [asked.begun(n, c) for c in cases] for n in models}), cases, judges, kept, bar)
+        df = _judged(_frame(models, cases, said, {n: [asked.begun(n, c) for c in cases] for n in models}), cases, judges, kept, desc)
     rec = record(models=info, base=base if isinstance(base, str) else "", judges=[j.name for j in judges], decoding=asdict(decoding), attacks=sorted({(c.attack, c.setting) for c in cases}),
                  cases=_key(*(c for c in cases))[:16], helpful=data_hash(helpful) if helpful else None)
     with atomically(out/"rows.parquet") as p: df.to_parquet(p, index=False)

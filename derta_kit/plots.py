@@ -47,7 +47,7 @@ def bias_figure(
         line, = ax.plot(x, m, lw=2, label=NAMES.get(name, name), **_style(name))
         ax.fill_between(x, np.clip(m-half, 0, 1), np.clip(m+half, 0, 1), color=line.get_color(), alpha=.15, lw=0)
     ax.set(xlabel="tokens of the harmful response already said", ylabel="P(refusal token)", ylim=(-.03,1.03), title=title)
-    _bare(ax).legend(frameon=False, loc="center right")
+    _bare(ax).legend(frameon=False, ncols=len(curves), loc="upper center", bbox_to_anchor=(.5,-.2))
     return ax.figure
 
 # %% ../nbs/08_plots.ipynb #bc1b432e

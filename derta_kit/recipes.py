@@ -143,7 +143,7 @@ def make_recipe(
         except ValueError as e: raise DataError(*where(k), str(e)) from None
         for sub in v if k in _SUB else ():
             if why := _known(sub, _SUB[k]): raise DataError(*where(f"{k}.{sub}"), why)
-        if _KINDS[k] is dict: out[k] = {a: _number(b) for a,b in v.items()}
+        if _KINDS[k] is dict: out[k] = {a: "no" if b is False and a.endswith("_strategy") else _number(b) for a,b in v.items()}      # YAML reads `no` as False
     for f in fields(Recipe):
         if f.default is MISSING and f.default_factory is MISSING and not out.get(f.name): raise DataError(file, None, f.name, "is missing: " + dict(data="a file, folder or hub id of triples", out="the folder for checkpoints and the result")[f.name])
     try: return Recipe(**out)

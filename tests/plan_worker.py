@@ -1,4 +1,4 @@
-"""Trains two steps and prints the peak memory over what there was before the model, in bytes. Start it with MALLOC_MMAP_THRESHOLD_=131072, so that glibc hands back what is freed. Used by test_plan.py and the notebook plan.
+"""Trains two steps and prints the peak memory over what there was before the model, in bytes. Start it with MALLOC_MMAP_THRESHOLD_=131072, so that glibc hands back what is freed. Used by test_plan.py, and by bench.py's section plan.
 
     python tests/plan_worker.py '{"model": "demo", "mode": "lora", "batch": 2, "max_length": 256}'"""
 import gc, json, sys, tempfile

@@ -205,6 +205,25 @@ def test_endpoint_that_is_not_there(tmp_path):
     assert "Connection" in ask(Endpoint(f"http://127.0.0.1:{port}/v1", "m", retries=0), [Request("x")])[0].error
 
 
+class Locked(Replies):
+    "Wants a key, and remembers what it was shown."
+    shown = []
+    def heard(self, body):
+        Locked.shown.append(key := self.headers["Authorization"])
+        self.say("in") if key=="Bearer sk-mine" else self.reply(401, dict(error=dict(message="who are you?")))
+
+
+def test_a_key_is_shown_to_no_other_server_than_its_own(serve, monkeypatch):
+    url, Locked.shown = serve(Locked), []
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine"); monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    a, = ask(Endpoint(url, "m", retries=0), [Request("x")])
+    assert Locked.shown == ["Bearer none"] and "who are you?" in a.error and "OPENAI_BASE_URL" in a.error and "sk-mine" not in a.error
+    assert ask(Endpoint(url, "m", retries=0, api_key="sk-mine"), [Request("x")])[0].text == "in"
+    assert Endpoint("https://api.openai.com/v1", "m").settings["api_key"] == "sk-mine"
+    assert Endpoint("https://api.openai.com.evil.example/v1", "m").settings["api_key"] == Endpoint("http://api.openai.com/v1", "m").settings["api_key"] == "none"
+    monkeypatch.setenv("OPENAI_BASE_URL", url); assert ask(Endpoint(url, "m", retries=0), [Request("x")])[0].text == "in"
+
+
 def test_transformers_serve(demo, tmp_path):
     "A real server, with the real model: the same greedy text as the local backend."
     pytest.importorskip("fastapi", reason="transformers[serving] is not installed")

@@ -2,7 +2,7 @@
 import json, os, signal, subprocess, sys, threading, time
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
-from conftest import ROOT, SHARED, Replies, tiny
+from conftest import ROOT, SHARED, Replies, said, tiny
 from derta_kit.attacks import Avoid, Case, attack
 from derta_kit.complete import Endpoint
 from derta_kit.evaluate import Evaluation, Kept, evaluate
@@ -35,14 +35,14 @@ def adapter(tmp_path_factory):
 def test_rows_are_what_plain_generation_says_and_nothing_is_asked_twice(demo, adapter, tmp_path, monkeypatch):
     model, tok = demo; judge, mine = Counting(), load("demo")       # adapters are put into the base that is handed in
     models = dict(base=None, shaken=str(adapter))
-    e = evaluate(models, ["none"], judge, tmp_path, QS, SHORT, base=mine, helpful=[dict(prompt="Hi", response="Hello there.")], bar=None)
+    e = evaluate(models, ["none"], judge, tmp_path, QS, SHORT, base=mine, helpful=[dict(prompt="Hi", response="Hello there.")], desc=None)
     assert list(e.rows.model) == ["base"]*5+["shaken"]*5 and len(judge.read) == 10
     for name,lm in dict(base=model, shaken=load("demo", adapter=str(adapter))[0]).items():
         for r in e.rows[e.rows.model==name].itertuples(): assert r.response == generate(lm, tok, [prompt_ids(tok, r.question)], 8)[0]
     assert (e.rows.unsafe.astype(bool) == e.rows.response.str.contains("e")).all()
     import derta_kit.evaluate as E
     monkeypatch.setattr(E, "say", lambda *a, **k: pytest.fail("asked again"))
-    again = evaluate(models, ["none"], judge, tmp_path, QS, SHORT, base=mine, helpful=[dict(prompt="Hi", response="Hello there.")], bar=None)
+    again = evaluate(models, ["none"], judge, tmp_path, QS, SHORT, base=mine, helpful=[dict(prompt="Hi", response="Hello there.")], desc=None)
     pd.testing.assert_frame_equal(again.rows, e.rows); assert len(judge.read) == 10
     back = Evaluation.load(tmp_path)
     assert back.rows.response.tolist() == e.rows.response.tolist() and back.rows.unsafe.dtype == "boolean"
@@ -51,19 +51,19 @@ def test_rows_are_what_plain_generation_says_and_nothing_is_asked_twice(demo, ad
 
 
 def test_a_changed_model_is_never_served_from_the_old_cache(demo, adapter, tmp_path):
-    model, tok = demo; a = evaluate(dict(m=(model, tok)), ["none"], Counting(), tmp_path, QS[:2], SHORT, helpful=[], bar=None)
+    model, tok = demo; a = evaluate(dict(m=(model, tok)), ["none"], Counting(), tmp_path, QS[:2], SHORT, helpful=[], desc=None)
     ids = {a.record["models"]["m"]["identity"]}
     w = model.model.layers[20].mlp.down_proj.weight; keep = w.detach().clone()
     try:
         with torch.no_grad(): w[0,0] += 1e-3                                   # one weight of 135 million
         ids.add(identity(model, tok))
         with torch.no_grad(): w.copy_(keep.flip(0))                            # the same numbers in another place
-        b = evaluate(dict(m=(model, tok)), ["none"], Counting(), tmp_path, QS[:2], SHORT, helpful=[], bar=None)
+        b = evaluate(dict(m=(model, tok)), ["none"], Counting(), tmp_path, QS[:2], SHORT, helpful=[], desc=None)
         ids.add(b.record["models"]["m"]["identity"])
         assert b.rows.response.tolist() == [generate(model, tok, [prompt_ids(tok, q)], 8)[0] for q in QS[:2]] != a.rows.response.tolist()
     finally:
         with torch.no_grad(): w.copy_(keep)
-    c = evaluate(dict(m=(model, tok)), ["none"], Counting(), tmp_path, QS[:2], SHORT, helpful=[], bar=None)
+    c = evaluate(dict(m=(model, tok)), ["none"], Counting(), tmp_path, QS[:2], SHORT, helpful=[], desc=None)
     assert len(ids) == 3 and c.record["models"]["m"]["identity"] in ids and c.rows.response.tolist() == a.rows.response.tolist()
 
 
@@ -90,7 +90,7 @@ from derta_kit.attacks import Case
 from derta_kit.evaluate import evaluate
 from derta_kit.speak import Decoding
 cases = [Case("none", "", q+" "*n, q+" "*n) for q in QS for n in range(2)]
-evaluate(dict(base=None), cases, Counting(), sys.argv[1], decoding=Decoding(24), helpful=[], slots=2, bar=None)
+evaluate(dict(base=None), cases, Counting(), sys.argv[1], decoding=Decoding(24), helpful=[], slots=2, desc=None)
 """
 
 
@@ -118,7 +118,7 @@ def test_a_model_that_says_nothing_garbage_or_too_much(demo, tmp_path):
         m.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tok)).index_fill(0, torch.tensor([i]), value)); return m, tok
     models = dict(nothing=always(tok.eos_token_id), garbage=(tiny("llama", vocab_size=len(tok), max_position_embeddings=4096), tok), nan=always(5, float("nan")), endless=always(tok.convert_tokens_to_ids("a")))
     judge = Counting()
-    e = evaluate(models, ["none"], judge, tmp_path, QS[:2], Decoding(600), helpful=[], bar=None)
+    e = evaluate(models, ["none"], judge, tmp_path, QS[:2], Decoding(600), helpful=[], desc=None)
     r = e.rows.set_index("model")
     assert (e.rows.error == "").all() and e.rows.unsafe.notna().all() and len(judge.read) == 8
     assert (r.loc["nothing","response"] == "").all() and (r.loc["nothing","n"] == 0).all() and r.loc["nothing","ended"].all()
@@ -129,7 +129,7 @@ def test_a_model_that_says_nothing_garbage_or_too_much(demo, tmp_path):
 def test_cases_that_cannot_be_asked_are_errors_of_their_own(demo, tmp_path):
     cases = [Case("none", "", "q", "q"), Case("prefill", "k=99", "q", "q", prefill="Sure", prefill_tokens=99), Case("none", "long", "q", "word "*9000)]
     judge = Counting(f=lambda p,r,a: (True, ""))
-    e = evaluate(dict(m=demo), cases, judge, tmp_path, decoding=SHORT, helpful=[], bar=None)
+    e = evaluate(dict(m=demo), cases, judge, tmp_path, decoding=SHORT, helpful=[], desc=None)
     assert e.rows.error.tolist()[0] == "" and "99 are asked for" in e.rows.error[1] and "more than the model's 8192" in e.rows.error[2]
     assert e.rows.unsafe.isna().tolist() == [False, True, True] and e.rows.refused.isna().tolist() == [False, True, True] and len(judge.read) == 1
     a = asr(e.rows); assert a.n.sum() == 1 and a.errors.sum() == 2 and a.k.sum() == 1
@@ -147,14 +147,14 @@ def test_a_judge_off_its_format_or_dead_leaves_the_verdict_open(demo, tmp_path):
     class Short:
         name = "short"
         def many(self, rows, desc=None): return []
-    e = evaluate(dict(m=demo), ["none"], [off, Dead(), Short()], tmp_path, QS, SHORT, helpful=[], bar=None)
+    e = evaluate(dict(m=demo), ["none"], [off, Dead(), Short()], tmp_path, QS, SHORT, helpful=[], desc=None)
     r = e.rows
     assert r.unsafe.tolist()[:4] == [True]*4 and r.unsafe.isna().tolist() == [False]*4+[True] and r.error.tolist() == [""]*4+["off: neither yes nor no: 'maybe'"]
     assert r["unsafe:dead"].isna().all() and r["error:dead"].str.contains("nobody there").all() and r["error:short"].str.contains("0 verdicts for 5 rows").all()
     assert asr(r)[["k","n","errors"]].values.tolist() == [[4,4,1]] and asr(r, judge="dead")[["n","errors"]].values.tolist() == [[0,5]]
     assert "5 errors" in asr_table(r, judge="dead").iloc[0,0]
     off.f = lambda p,r,a: (False, "")                                     # the judge has come to its senses: only the open row is read again
-    n = len(off.read); again = evaluate(dict(m=demo), ["none"], off, tmp_path, QS, SHORT, helpful=[], bar=None)
+    n = len(off.read); again = evaluate(dict(m=demo), ["none"], off, tmp_path, QS, SHORT, helpful=[], desc=None)
     assert len(off.read) == n+1 and again.rows.unsafe.tolist() == [True]*4+[False]
 
 
@@ -226,7 +226,7 @@ def server(serve):
 def test_an_endpoint_that_stalls_throttles_or_dies(server, tmp_path):
     ep, judge = Endpoint(server, "m", concurrency=3, retries=3, timeout=1.), Counting()
     cases = [*attack("none", QS), Case("completing", "", "q", "Step 1:", chat=False), Case("prefill", "", "q", "bread", prefill="Sure, "), Case("prefill", "k=5", "q", "q", prefill="Sure", prefill_tokens=1), Case("avoid", "", "q", "q", avoid=Avoid(steps=3))]
-    ask = lambda: evaluate(dict(served=ep), cases, judge, tmp_path, decoding=SHORT, bar=None)
+    ask = lambda: evaluate(dict(served=ep), cases, judge, tmp_path, decoding=SHORT, desc=None)
     r = ask().rows
     assert r.error.ne("").tolist() == [False, False, False, True, False, False, False, True, True] and "BadRequest" in r.error[3] and "tokenizer=" in r.error[7] and "local model" in r.error[8]
     assert r.unsafe.isna().tolist() == r.error.ne("").tolist() and Server.seen[QS[1]] == 3 and r.response[5] == "one answer to Step 1: raw" and r.response[6] == "one answer to breadSure, "
@@ -268,7 +268,7 @@ def test_what_a_person_sees_is_redacted_and_escaped(demo, tmp_path):
     tok = demo[1]; judge = Counting(f=lambda p,r,a: (True, ""))
     nasty = "<script>alert(1)</script>"
     cases = [*attack("none", [nasty]), Case("prefill", "k=1", nasty, nasty, prefill="SECRET words", prefill_tokens=2), *harmless_cases([dict(prompt="Say hello.", kind="ordinary")])]
-    runs = [evaluate(dict(base=demo, again=demo), cases, judge, tmp_path/d, decoding=Decoding(n), helpful=[], bar=None) for d,n in (("a",12),("b",6))]
+    runs = [evaluate(dict(base=demo, again=demo), cases, judge, tmp_path/d, decoding=Decoding(n), helpful=[], desc=None) for d,n in (("a",12),("b",6))]
     page, data = write_page(runs[0]).read_text(), (tmp_path/"a"/"report.json").read_text()
     said = runs[0].rows
     for t in (page, data):
@@ -301,9 +301,10 @@ def test_tasks_for_lm_eval(demo, tmp_path):
     t = lm_eval_scores(*demo, names, tmp_path, limit=2, gen_kwargs=dict(max_gen_toks=8)); assert set(t.task) == set(names) and (t.n==2).all() and t.value.between(0,1).all()
 
 
-def test_derta_eval(tmp_path, adapter):
-    run = lambda *a: subprocess.run([sys.executable, "-c", "from derta_kit.cli_eval import derta_eval; derta_eval()", *a], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    r = run("run", "a", "--models", f"base,shaken={adapter}", "--n", "2", "--attacks", "none", "--max_new_tokens", "4")
+def test_derta_eval(tmp_path, adapter, monkeypatch):
+    from derta_kit.cli_eval import derta_eval
+    monkeypatch.chdir(tmp_path)
+    r = said(derta_eval, "run", "a", "--models", f"base,shaken={adapter}", "--n", "2", "--attacks", "none", "--harmless", "4", "--max_new_tokens", "4")
     assert r.returncode == 0 and "The report: a/report.html" in r.stdout, r.stderr[-800:]
-    r = run("compare", "a", "a"); assert r.returncode == 0 and "shaken" in r.stdout
-    r = run("measure"); assert r.returncode == 2 and "is no action" in r.stderr
+    r = said(derta_eval, "compare", "a", "a"); assert r.returncode == 0 and "shaken" in r.stdout
+    r = said(derta_eval, "measure"); assert r.returncode == 2 and "is no action" in r.stderr

@@ -7,7 +7,7 @@ from derta_kit.data import write_jsonl
 def test_a_run_of_ones_own(tmp_path, demo_data):
     write_jsonl(demo_data["triples"].select(range(6)), tmp_path/"mine.jsonl")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    r = subprocess.run([sys.executable, ROOT/"examples"/"own_run.py", "mine.jsonl", "out", "--steps", "2", "--batch", "2", "--held_out", "1"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    r = subprocess.run([sys.executable, ROOT/"examples"/"own_run.py", "mine.jsonl", "out", "--steps", "2"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-2000:]
     assert "from token 2 on" in r.stdout and (tmp_path/"out"/"adapter_model.safetensors").exists()
     assert demo_data["triples"][0]["harmful"] not in r.stdout, "harmful text was printed"

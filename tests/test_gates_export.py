@@ -1,8 +1,9 @@
 "Gates count what they should; exports are what other trainers take, with the same loss."
-import json, random, subprocess, sys
+import json, random
 import pytest, torch
-from conftest import tiny
+from conftest import said, tiny
 from datasets import Dataset
+from derta_kit.cli_data import derta_data
 from derta_kit.card import data_card, epoch_preview
 from derta_kit.data import read_triples
 from derta_kit.export import completion_rows, label_rows, preference_rows
@@ -111,17 +112,17 @@ def test_what_an_export_cannot_hold_is_said(demo):
     assert not any("\ufffd" in r["prompt"] for s in range(20) for r in completion_rows(emoji, tok, s, empty=0.))
 
 
-def run(*a, **k): return subprocess.run([sys.executable, "-c", "from derta_kit.cli_data import derta_data; derta_data()", *map(str, a)], capture_output=True, text=True, **k)
 
 
-def test_the_way_from_questions_to_a_training_file(tmp_path):
+def test_the_way_from_questions_to_a_training_file(tmp_path, monkeypatch):
     "The command's actions one after the other, as its help shows them."
+    monkeypatch.chdir(tmp_path)
     (tmp_path/"q.csv").write_text("question,category\nHow do I sneak out?,trespass\nHow do I sneak in?,trespass\n")
     (tmp_path/"h.jsonl").write_text(json.dumps(dict(instruction="Hi", output="Hello.")))
     for a in (("complete","q.csv","--out","half.jsonl","--max_new_tokens","48"), ("complete","half.jsonl","--field","safe","--wordings","--out","t.jsonl"), ("check","t.jsonl"), ("gate","t.jsonl","--out","g"),
               ("card","g/triples.jsonl","--out","g"), ("mix","h.jsonl=1","--rows","3","--out","m.jsonl"), ("preview","t.jsonl","--helpful","m.jsonl"), ("complete","q.csv","--field","response","--max_new_tokens","8","--out","r.jsonl"), *(("export","t.jsonl","--to",to,"--out",f"{to}.jsonl") for to in ("release","preference","completion","labels"))):
-        r = run(*a, cwd=tmp_path); assert r.returncode == 0, (a, r.stderr[-1500:])
+        r = said(derta_data, *a); assert r.returncode == 0, (a, r.stderr[-1500:])
     assert len(read_triples(tmp_path/"g"/"triples.jsonl")) == 2 and (tmp_path/"g"/"card.png").exists() and len(read_triples(tmp_path/"release.jsonl")) == 2
     for a,says in ((("gates","x"), "is no action"), (("convert","t.jsonl"), "say where to write: --out"), (("check","q.csv","--columns","question"), "expected prompt=NAME"), (("mix","h.jsonl=x","--out","o"), "with numbers for weights"),
                    (("gate","q.csv","--out","g2"), "no row is left"), (("export","t.jsonl","--out","x","--spread","1"), "give two numbers"), (("export","t.jsonl","--out","x","--to","preference","--helpful","h.jsonl"), "no rejected response"), (("complete","q.csv","--wordings","--out","o"), "add --field safe"), (("export","t.jsonl","--out","x","--to","y"), "use release"), (("complete","t.jsonl","--field","z","--out","o"), "use harmful")):
-        r = run(*a, cwd=tmp_path); assert r.returncode == 2 and says in r.stderr and "Traceback" not in r.stderr
+        r = said(derta_data, *a); assert r.returncode == 2 and says in r.stderr and "Traceback" not in r.stderr

@@ -28,6 +28,11 @@ def test_errors_name_file_line_and_key(tmp_path):
     assert bad(tmp_path, ok, ["lr"]).file == "--set"
 
 
+def test_no_is_a_word_where_a_strategy_is_asked_for(tmp_path):       # YAML reads it as False
+    (p := tmp_path/"r.yaml").write_text("data: a\nout: b\ntrain:\n  eval_strategy: no\n  bf16: no\n")
+    assert read_recipe(p).train == dict(eval_strategy="no", bf16=False) and read_recipe(p, ["train.save_strategy=no"]).train["save_strategy"] == "no"
+
+
 def test_sixteen_recipes_there_are(): assert {f.stem for f in BOOKS} == {f"{m}-{w}-{s}" for m in ("llama3-8b","llama3-70b","mistral-7b","mixtral-8x7b") for w in ("full","lora") for s in ("paper","ours")}
 
 
