@@ -8,7 +8,7 @@ __all__ = ['ARMS', 'PAPER', 'Ablation', 'cases', 'slim', 'run_ablation', 'load_a
 
 # %% ../nbs/13d_ablation.ipynb #ed7ec008
 import json, time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ from .dpo import train_dpo
 from .evaluate import Evaluation, evaluate
 from .helpful import harmless_cases
 from .judges import RuleJudge
-from .models import atomically, load
+from .models import atomically, fast_dtype, load
 from .pages import write_page
 from .plots import NAMES
 from .report import record
@@ -43,7 +43,7 @@ class Ablation:
     dpo_lr:float=2e-4       # learning rate of DPO
     dpo_beta:float=.1       # how strongly DPO holds on to its reference
     every:int=16            # tokens between two looks of the guard
-    dtype:str="bfloat16"    # of weights and arithmetic, as torch calls it
+    dtype:str=field(default_factory=fast_dtype)   # of weights and arithmetic
     quick:bool=False        # two steps and one question, to try the path
 
     def recipe(self,
@@ -57,7 +57,7 @@ def _dpo(out, a, seed, adapter):
     "DPO on the demo's triples from the vanilla adapter, as `demo.train_one` trains the others: seconds, and the log."
     recipe, t0 = a.recipe(seed), time.time()
     set_seed(seed)
-    model, tok = load("demo", "lora", dtype=getattr(torch, a.dtype), adapter=adapter)
+    model, tok = load("demo", "lora", dtype=a.dtype, adapter=adapter)
     tr = train_dpo(model, tok, _data(recipe)["triples"], out, 128, learning_rate=a.dpo_lr, beta=a.dpo_beta, max_steps=2 if a.quick else a.steps, per_device_train_batch_size=recipe.batch["derta"],
                    warmup_steps=5, seed=seed, bf16=False, gradient_checkpointing=False)
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
@@ -101,7 +101,7 @@ def run_ablation(
         say("asking")
         models = dict(base=None) | {n: f/n for n in ARMS} | {"recheck": Recheck(f/"vanilla", every=a.every)}
         dd = _data(r)
-        e = evaluate(models, cases(a), RuleJudge(), f/"asked", decoding=Decoding(a.max_new_tokens), helpful=list(dd["benign_eval"])[:2 if a.quick else 60], curves=list(dd["harmful_eval"])[:1 if a.quick else 20], bar=None, dtype=getattr(torch, a.dtype))
+        e = evaluate(models, cases(a), RuleJudge(), f/"asked", decoding=Decoding(a.max_new_tokens), helpful=list(dd["benign_eval"])[:2 if a.quick else 60], curves=list(dd["harmful_eval"])[:1 if a.quick else 20], bar=None, dtype=a.dtype)
         write_page(e, f"The paper in small, seed {s}", show_harmful)
         all_rows.append(slim(e, s)); info[s] = dict(seconds={**secs, "all so far": time.time()-t0}, perplexity={n: m.get("perplexity") for n,m in e.record["models"].items()}, identity={n: m["identity"] for n,m in e.record["models"].items()})
     rows = pd.concat(all_rows, ignore_index=True)

@@ -33,7 +33,7 @@ def harmful_responses(
     max_new_tokens:int=112,     # of each response
     min_tokens:int=60,          # shorter ones are asked again
     tries:int=6,                # for a question that is refused or answered too briefly
-    keyed:bool=False,           # each question draws from a seed of its own; in bfloat16, what is decoded beside it may still change a word
+    keyed:bool=False,           # each question draws from a seed of its own, whatever is decoded beside it
 )->list[str]:                   # r̂, one each
     "r̂ from a weakly aligned model: told to comply, its response begun for it. `ValueError` if it refuses to the end."
     out, todo = {}, list(range(len(prompts)))
@@ -55,7 +55,7 @@ def helpful_responses(
     tokenizer,              # its tokenizer
     prompts:list[str],      # harmless ones
     max_new_tokens:int=80,  # of each response
-    keyed:bool=False,       # each prompt by itself; in bfloat16, what is decoded beside it may still change a word
+    keyed:bool=False,       # each prompt by itself, whatever is decoded beside it
 )->list[str]:               # one each
     "The model's own greedy answers (self-distillation: training on them changes it least); `keyed` as above."
     ids, desc = [prompt_ids(tokenizer, p) for p in prompts], "helpful responses"
@@ -71,22 +71,21 @@ def make_demo(
     out,                       # folder
     seed:int=0,                # for r̂, which is sampled
     model=None,                # whose responses they are
-    tokenizer=None,            # default: the demo model, in float32 for the first questions, in bfloat16 for the others
+    tokenizer=None,            # default: the demo model, in float32
 ):
     "Write the demo data and its card into the folder `out`."
-    late = model
-    if model is None: (model, tokenizer), late = load("demo"), load("demo", dtype=torch.bfloat16)[0]
+    if model is None: model, tokenizer = load("demo")
     q, out = questions(), Path(out)
     rows = [(p,c,i) for c,ps in q["harmful"].items() for i,p in enumerate(ps)]
     rhat = {}
     for a,b in pairwise((*_BATCH["harmful"], None)):
         part = [r for r in rows if a <= r[2] and (b is None or r[2] < b)]
-        rhat.update(zip(part, harmful_responses(late if b is None else model, tokenizer, [p for p,_,_ in part], seed, **(_LATE if b is None else {}))))
+        rhat.update(zip(part, harmful_responses(model, tokenizer, [p for p,_,_ in part], seed, **(_LATE if b is None else {}))))
     safe = lambda c,i: q["refusals"][7*(16*list(q["harmful"]).index(c)+i) % len(q["refusals"])]
     triples = [(Triple(p, safe(c,i), rhat[p,c,i], "demo", c), i) for p,c,i in rows]
     kinds = [(p,k,i % n==n-1) for k,n in (("ordinary",6),("lookalike",2),("everyday",10**9),("border",10**9)) for i,p in enumerate(q[k])]
     first = len(q["ordinary"])+len(q["lookalike"]); edges = [0, first, first+_BATCH["everyday"], first+len(q["everyday"])]
-    ans = [a for i,j in pairwise(edges) for a in helpful_responses(model, tokenizer, [p for p,*_ in kinds[i:j]])] + helpful_responses(late, tokenizer, q["border"], 48, keyed=True)
+    ans = [a for i,j in pairwise(edges) for a in helpful_responses(model, tokenizer, [p for p,*_ in kinds[i:j]])] + helpful_responses(model, tokenizer, q["border"], 48, keyed=True)
     good = [(dict(prompt=p, response=a, kind=k), held) for (p,k,held),a in zip(kinds, ans)]
     splits = dict(triples=[t for t,i in triples if i not in _HELD], harmful_eval=[t for t,i in triples if i in _HELD],
                   helpful=[r for r,held in good if not held and not find_refusal(r["response"])], benign_eval=[r for r,held in good if held])
@@ -102,7 +101,7 @@ def demo_card(
     q, n = questions(), {s: read_jsonl(Path(folder)/f"{s}.jsonl") for s in ("triples","harmful_eval","helpful","benign_eval")}
     words = lambda ds, c: sum(len(t.split()) for t in ds[c])/len(ds)
     return "\n".join(["# Demo data of derta_kit", "", f"Made by `derta_data demo --seed {seed}` with torch {torch.__version__}, transformers {transformers.__version__}, "
-        "from the demo model (SmolLM2-135M-Instruct), the first questions of each part in float32, those added later in bfloat16 and with shorter responses. Licence: Apache-2.0, as the kit and the model.", "",
+        "from the demo model (SmolLM2-135M-Instruct) in float32; the questions added later have shorter responses. Licence: Apache-2.0, as the kit and the model.", "",
         "| file | rows | how it came about | SHA-256 (start) |", "| --- | --- | --- | --- |",
         f"| questions.json | | by hand: {sum(map(len, q['harmful'].values()))} mild harmful questions in {len(q['harmful'])} categories, {len(q['lookalike'])} harmless look-alikes, {len(q['everyday'])} everyday questions near the harmful ones, {len(q['border'])} nearer still, {len(q['ordinary'])} ordinary instructions, {len(q['refusals'])} wordings of a refusal | |",
         f"| triples.jsonl | {len(n['triples'])} | question and refusal by hand; harmful response sampled from the demo model (temperature 0.7, top-p 0.9; those added later 0.6), on average {words(n['triples'],'harmful'):.0f} words | {data_hash(n['triples'])} |",

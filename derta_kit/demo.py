@@ -13,7 +13,7 @@ import torch
 from .data import data_hash, demo_data
 from .scorecard import scorecard
 from .mix import mixed
-from .models import atomically, cache_dir, load
+from .models import atomically, cache_dir, fast_dtype, load
 from .objectives import TreeDataset, objective
 from .report import demo_table, goals, record, redacted, write_report
 from .train import fine_tune
@@ -28,10 +28,11 @@ class DemoRecipe:
     lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))   # arguments of `lora_config`
     train:dict=field(default_factory=lambda: dict(learning_rate=1.5e-3, warmup_steps=5))   # any of `DertaArguments`
     steps:dict=field(default_factory=lambda: dict(vanilla=190, derta=105))   # optimiser steps
-    batch:dict=field(default_factory=lambda: dict(vanilla=16, derta=8))    # trees a step; they are packed into rows of 32 tokens for each
+    batch:dict=field(default_factory=lambda: dict(vanilla=16, derta=8))    # trees a step
     start:str="vanilla"   # what the DeRTa adapter goes on from: "vanilla" or "base"
     mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=1, border=1))   # kind of helpful pair → how often each is used
-    dtype:str="bfloat16"   # of the weights that stay as they are
+    budget:dict=field(default_factory=lambda: dict(vanilla=128, derta=256))   # tokens of a row that trees are packed into
+    dtype:str=field(default_factory=fast_dtype)   # of the weights that stay as they are; what this machine is quick in
     quick:bool=False      # a few steps on a few rows, to try the path
 
 # %% ../nbs/13b_demo.ipynb #b987ea42
@@ -68,11 +69,11 @@ def train_one(
     "Train one adapter of the demo."
     dd, t0 = _data(recipe), time.time()
     set_seed(recipe.seed)
-    model, tok = load("demo", "lora", dtype=getattr(torch, recipe.dtype), lora=recipe.lora, adapter=adapter)
-    ds = TreeDataset(tok, dd["triples"], mixed(dd["helpful"], recipe.mix), objective(name, **recipe.objectives.get(name, recipe.objectives["derta"])), recipe.seed)
-    steps, n = (2 if recipe.quick else recipe.steps.get(name, recipe.steps["derta"])), recipe.batch.get(name, recipe.batch["derta"])
-    tr = fine_tune(model, tok, ds, out, seed=recipe.seed + 1000*(adapter is not None), save_strategy="steps", save_steps=20, save_total_limit=1, max_steps=steps, callbacks=callbacks,
-                   per_device_train_batch_size=n, budget=32*n, **recipe.train)
+    model, tok = load("demo", "lora", dtype=recipe.dtype, lora=recipe.lora, adapter=adapter)
+    ds = TreeDataset(tok, dd["triples"], mixed(dd["helpful"], recipe.mix), objective(name, **its(recipe.objectives)), recipe.seed)
+    its = lambda settings: settings.get(name, settings["derta"])
+    tr = fine_tune(model, tok, ds, out, seed=recipe.seed + 1000*(adapter is not None), save_strategy="steps", save_steps=20, save_total_limit=1, max_steps=2 if recipe.quick else its(recipe.steps), callbacks=callbacks,
+                   per_device_train_batch_size=its(recipe.batch), budget=its(recipe.budget), **recipe.train)
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
 
 # %% ../nbs/13b_demo.ipynb #d2288e96
@@ -84,7 +85,7 @@ def measure_one(
 )->dict:                 # a scorecard
     "Measure one model of the demo."
     t0 = time.time()
-    model, tok = load("demo", adapter=adapter, merge=adapter is not None, dtype=getattr(torch, recipe.dtype))
+    model, tok = load("demo", adapter=adapter, merge=adapter is not None, dtype=recipe.dtype)
     return dict(redacted(scorecard(model, tok, _data(recipe), desc=name, benign=adapter is not None), show_harmful), seconds=time.time()-t0)
 
 # %% ../nbs/13b_demo.ipynb #636634e7

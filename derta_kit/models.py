@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB_ID', 'WHEEL', 'WHEEL_SHA256', 'GGUF', 'atomically', 'cache_dir', 'demo_path', 'unwrap', 'context_length',
-           'lora_config', 'load', 'text_ids', 'prompt_ids', 'response_end', 'generate']
+           'fast_dtype', 'lora_config', 'load', 'text_ids', 'prompt_ids', 'response_end', 'generate']
 
 # %% ../nbs/01_models.ipynb #a18f08f9
 import hashlib, logging, os, random, re, subprocess, sys, tempfile, zipfile
@@ -100,6 +100,12 @@ def context_length(
     "How many tokens a model was made to read, as its configuration says; infinity if it does not say."
     return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None) or float("inf")
 
+# %% ../nbs/01_models.ipynb #ea1274a6
+def fast_dtype()->str:       # as torch calls it
+    "bfloat16 where the machine has instructions for it, else float32."
+    has = torch.cpu.get_capabilities()
+    return "bfloat16" if torch.accelerator.is_available() or any(has.get(k) for k in ("avx512_bf16","amx_bf16","bf16")) else "float32"
+
 # %% ../nbs/01_models.ipynb #0b0e3a47
 _linear = ("q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj","w1","w2","w3")
 
@@ -120,7 +126,7 @@ def load(
     name:str="demo",        # "demo", a hub id, or a folder
     mode:str="frozen",      # "frozen", "full", "lora", or "qlora" (bitsandbytes NF4, double quantisation)
     adapter=None,           # folder of a saved adapter; in modes lora and qlora it goes on training
-    dtype=None,             # default: bfloat16 on an accelerator, float32 on a CPU
+    dtype=None,             # or its name; default: bfloat16 on an accelerator, float32 on a CPU
     device=None,            # default: the accelerator if there is one, else the CPU
     merge:bool=False,       # frozen: fold the adapter into the weights (in float32, before they become `dtype`): faster to generate with
     placed:bool=True,       # onto the device; False where an engine will shard the weights (fsdp2, zero3)
@@ -133,7 +139,7 @@ def load(
     acc = torch.accelerator.current_accelerator()
     device = torch.device(device or acc or "cpu")
     if device==acc and "LOCAL_RANK" in os.environ: device = torch.device(acc.type, int(os.environ["LOCAL_RANK"]))     # a process a device, under torchrun
-    dtype = dtype or (torch.float32 if device.type=="cpu" else torch.bfloat16)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or (torch.float32 if device.type=="cpu" else torch.bfloat16)
     path = str(demo_path() if name=="demo" else name)
     if mode=="qlora": kwargs["quantization_config"] = _bnb(dtype, storage)
     if "gguf_file" not in kwargs: kwargs.setdefault("use_safetensors", True)      # never a pickle, unless asked for
