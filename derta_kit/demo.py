@@ -27,11 +27,11 @@ class DemoRecipe:
     objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=54), derta=dict(cuts=2, empty=1., rto_weight=.4, max_length=96)))   # name → changes to its `Objective`
     lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))   # arguments of `lora_config`
     train:dict=field(default_factory=lambda: dict(learning_rate=1.5e-3, warmup_steps=5))   # any of `DertaArguments`
-    steps:dict=field(default_factory=lambda: dict(vanilla=190, derta=105))   # optimiser steps
+    steps:dict=field(default_factory=lambda: dict(vanilla=120, derta=80))   # optimiser steps
     batch:dict=field(default_factory=lambda: dict(vanilla=16, derta=8))    # trees a step
     start:str="vanilla"   # what the DeRTa adapter goes on from: "vanilla" or "base"
     mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=1, border=1))   # kind of helpful pair → how often each is used
-    budget:dict=field(default_factory=lambda: dict(vanilla=128, derta=256))   # tokens of a row that trees are packed into
+    budget:dict=field(default_factory=lambda: dict(vanilla=512, derta=256))   # tokens of a row that trees are packed into
     dtype:str=field(default_factory=fast_dtype)   # of the weights that stay as they are; what this machine is quick in
     quick:bool=False      # a few steps on a few rows, to try the path
 
@@ -67,11 +67,10 @@ def train_one(
     callbacks=None,      # of the Trainer
 )->dict:                 # seconds, and the log
     "Train one adapter of the demo."
-    dd, t0 = _data(recipe), time.time()
+    dd, t0, its = _data(recipe), time.time(), lambda settings: settings.get(name, settings["derta"])
     set_seed(recipe.seed)
     model, tok = load("demo", "lora", dtype=recipe.dtype, lora=recipe.lora, adapter=adapter)
     ds = TreeDataset(tok, dd["triples"], mixed(dd["helpful"], recipe.mix), objective(name, **its(recipe.objectives)), recipe.seed)
-    its = lambda settings: settings.get(name, settings["derta"])
     tr = fine_tune(model, tok, ds, out, seed=recipe.seed + 1000*(adapter is not None), save_strategy="steps", save_steps=20, save_total_limit=1, max_steps=2 if recipe.quick else its(recipe.steps), callbacks=callbacks,
                    per_device_train_batch_size=its(recipe.batch), budget=its(recipe.budget), **recipe.train)
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
