@@ -99,7 +99,7 @@ def test_demo_data_is_what_the_card_says():
     assert len(q["harmful"]) >= 12 and len({r["safe"] for r in dd["triples"]}) >= 24
     kinds = lambda s: {k: sum(r["kind"]==k for r in dd[s]) for k in ("ordinary","lookalike","everyday","border") if any(r["kind"]==k for r in dd[s])}
     assert (len(dd["triples"]), len(dd["harmful_eval"])) == (1071, 60)
-    assert kinds("helpful") == dict(ordinary=299, lookalike=100, everyday=491, border=1552) and kinds("benign_eval") == dict(ordinary=60, lookalike=100)
+    assert kinds("helpful") == dict(ordinary=299, lookalike=100, everyday=491, border=1554) and kinds("benign_eval") == dict(ordinary=60, lookalike=100)
     assert len({r["prompt"] for s in dd.values() for r in s}) == sum(map(len, dd.values()))
     assert not any(find_refusal(r["harmful"]) for s in ("triples","harmful_eval") for r in dd[s])
 

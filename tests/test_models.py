@@ -103,3 +103,12 @@ def test_4_bits_take_trees(mode):
     from derta_kit.prefix_tree import tree_limit
     model, _ = load("demo", mode, **({} if mode=="qlora" else dict(quantization_config=_bnb(torch.float32, torch.uint8))))
     assert tree_limit(model) == float("inf")
+
+
+def test_the_quick_arithmetic_is_what_the_machine_has_instructions_for(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *a: False)
+    for has,want in (({}, "float32"), (dict(avx512_f=True, avx512_bf16=False), "float32"), (dict(avx512_bf16=True), "bfloat16"), (dict(amx_bf16=True), "bfloat16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has); assert models.fast_dtype() == want
+
+
+def test_a_type_by_its_name(): assert load("demo", dtype="bfloat16")[0].dtype == torch.bfloat16
