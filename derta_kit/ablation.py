@@ -10,7 +10,7 @@ __all__ = ['ARMS', 'PAPER', 'Ablation', 'cases', 'slim', 'run_ablation', 'load_a
 import json, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from .attacks import attack
 from .data import data_hash, demo_data

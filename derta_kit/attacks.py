@@ -7,7 +7,7 @@ __all__ = ['ATTACKS', 'Avoid', 'Case', 'none', 'prefill', 'continuing', 'complet
            'jailbreakchat', 'avoid', 'attack']
 
 # %% ../nbs/10_attacks.ipynb #e1943dd5
-import json, re
+import inspect, json, re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from transformers import MinNewTokensLengthLogitsProcessor
@@ -281,6 +281,8 @@ def attack(
     questions,       # strings, or rows with prompt (and harmful, where an attack needs it)
     **options        # of the attack
 )->list[Case]:
-    "What a model is given under an attack, a case for each question and setting; `ValueError` for a name that is not known."
+    "What a model is given under an attack, a case for each question and setting; `ValueError` for a name that is not known, or an option that is missing."
     if name not in ATTACKS: raise ValueError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)} (pair, autodan and release come with derta_kit.attack_files)")
+    try: inspect.signature(ATTACKS[name]).bind(questions, **options)
+    except TypeError as e: raise ValueError(f"attack {name!r}: {e}") from None
     return ATTACKS[name](questions, **options)

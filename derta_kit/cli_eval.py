@@ -15,11 +15,12 @@ from .cli import _act
 def _model(spec, retries=6):
     "(name, model) from NAME, NAME=FOLDER, NAME=guard:FOLDER or NAME=URL#MODEL."
     from derta_kit.complete import Endpoint
+    from derta_kit.models import adapter_folder
     from derta_kit.speak import Recheck
     name, _, what = spec.partition("=")
     def folder(f):
-        if not (Path(f)/"adapter_config.json").exists(): raise ValueError(f"{spec}: {f} holds no adapter (adapter_config.json); write NAME alone for the base model")
-        return f
+        try: return adapter_folder(f)
+        except ValueError as e: raise ValueError(f"{spec}: {e}; write NAME alone for the base model") from None
     if not name: raise ValueError(f"{spec!r}: give the model a name, as in derta=runs/demo/derta")
     if not what: return name, None
     if what.startswith("guard:"): return name, Recheck(folder(f) if (f := what[6:]) else None)
@@ -30,6 +31,8 @@ def _model(spec, retries=6):
     return name, folder(what)
 
 # %% ../nbs/14c_eval_cli.ipynb #717157e0
+def _some(rows, n): return rows[::max(1, len(rows)//n)][:n] if n else rows      # evenly, so that every category has its share
+
 def _questions(source, n):
     "Rows with prompt (and harmful, where there is one) of a file, or the demo's held-out ones."
     from derta_kit.data import demo_data
@@ -41,7 +44,7 @@ def _questions(source, n):
             q = next((r[k] for k in ("prompt","question","instruction","goal") if r.get(k)), None)
             if q is None: raise DataError(f, l, None, f"no question in it: it has {', '.join(map(str, r))[:200]}; call the field prompt or question")
             rows.append({**r, "prompt": q})
-    return rows[::max(1, len(rows)//n)][:n] if n else rows
+    return _some(rows, n)
 
 # %% ../nbs/14c_eval_cli.ipynb #93f1af2b
 def eval_run(
@@ -54,7 +57,7 @@ def eval_run(
     judge_url:str="",          # a second judge: address of a server whose model is given the paper's guideline
     judge_model:str="",        # what that server calls the model
     xstest:str="",             # XSTest's prompts (CSV), for over-refusal; without: a quarter of the demo's harmless ones
-    harmless:int=160,          # of the demo's held-out harmless prompts, for perplexity
+    harmless:int=0,            # only so many of the demo's held-out harmless prompts, for perplexity; 0: all
     max_new_tokens:int=256,    # of each response
     slots:int=64,              # responses written at one time
     show_harmful:store_true=False, # leave harmful text readable in the page
@@ -75,7 +78,7 @@ def eval_run(
         from derta_kit.model_judges import GuidelineJudge
         judges.append(GuidelineJudge(Endpoint(judge_url, judge_model)))
     cases = [c for a in attacks.split(",") for c in attack(a.strip(), rows)]
-    held = list(demo_data()["benign_eval"]); held = held[::max(1, len(held)//max(1, harmless))]
+    held = _some(list(demo_data()["benign_eval"]), harmless)
     cases += xstest_cases(xstest) if xstest else harmless_cases(held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots)

@@ -72,27 +72,47 @@ def _prefer(r, args, triples, n):
     m, tok = models.load(r.model, **R.loading(r))
     return train_dpo(m, tok, triples.select(range(n)), r.out, r.max_length, callbacks=[S.LeaveOnSigterm()], **{**{k: v for k,v in args.items() if k not in ("budget","engine")}, **r.dpo})
 
+# %% ../nbs/14b_train_cli.ipynb #04ecdaf4
+_PLACES = ("data", "helpful", "out", "engine", "save_steps")
+
+def _own(r, hashes):
+    "Claim `r.out` for this run; a run that left nothing owns nothing."
+    from derta_kit.reliable import claim
+    from derta_kit.train import last_checkpoint
+    if not (last_checkpoint(r.out) or (Path(r.out)/"run.json").exists()): (Path(r.out)/"settings.json").unlink(missing_ok=True)
+    claim(r.out, {k: v for k,v in asdict(r).items() if k not in _PLACES}, hashes)
+
+# %% ../nbs/14b_train_cli.ipynb #9f9cf76b
+def _keep(r, tr, hashes, rows, world):
+    "Write `run.json`, unless it tells of this very end already."
+    from derta_kit import models, recipes as R
+    from derta_kit.engines import engine_of
+    from derta_kit.report import record
+    path, steps = Path(r.out)/"run.json", tr.state.global_step
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["steps"] == steps: print(f"nothing was left to train: {r.out}"); return
+    target = dict(name="dpo", beta=tr.beta) if r.objective=="dpo" else vars(R.targets(r))
+    rec = record(recipe=asdict(r), objective=target, model=r.model, mode=r.mode, seed=r.seed, engine=engine_of(tr.model_wrapped), devices=world, data=hashes, rows=rows,
+                 trained=sum(p.numel() for p in tr.model.parameters() if p.requires_grad), steps=steps, log=tr.state.log_history)
+    with models.atomically(path) as p: p.write_text(json.dumps(rec, indent=1), encoding="utf-8")
+    print(f"written: {r.out}")
+
 # %% ../nbs/14b_train_cli.ipynb #0538d0c8
 def run_recipe(
     r:Recipe,          # as `recipes.read_recipe` gives it
 ):                     # the trainer
-    "Train as a recipe says; leaves the result and `run.json` in `r.out`."
+    "Train as a recipe says; leaves the result and `run.json` in `r.out`; `ValueError` if another run is there."
     import torch
-    from derta_kit import models, recipes as R, reliable as S
+    from derta_kit import recipes as R, reliable as S
     from derta_kit.data import data_hash
-    from derta_kit.engines import engine_of
-    from derta_kit.report import record
     from transformers import set_seed
     triples, pairs, n = _data(r)
+    hashes = {k: data_hash(v) for k,v in dict(triples=triples, helpful=pairs).items()}
     S.check_folder(r.out, 0); set_seed(r.seed)
+    if os.environ.get("RANK", "0")=="0": _own(r, hashes)
     world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(r, world, not torch.accelerator.is_available())
     with S.saved_from_full_disk(r.out), S.explained_memory(r, world):
         tr = _prefer(r, args, triples, n) if r.objective=="dpo" else _fit(r, args, triples, pairs, n)
-    if tr.is_world_process_zero():
-        with models.atomically(Path(r.out)/"run.json") as p:
-            p.write_text(json.dumps(record(recipe=asdict(r), objective=vars(R.targets(r)) if r.objective!="dpo" else dict(name="dpo", beta=tr.beta), model=r.model, mode=r.mode, seed=r.seed, engine=engine_of(tr.model_wrapped), devices=world,
-                data={k: data_hash(v) for k,v in dict(triples=triples, helpful=pairs).items()}, rows=dict(triples=n, helpful=0 if r.objective=="dpo" else len(pairs), held_out=len(triples)-n), trained=sum(p.numel() for p in tr.model.parameters() if p.requires_grad), steps=tr.state.global_step, log=tr.state.log_history), indent=1))
-        print(f"written: {r.out}")
+    if tr.is_world_process_zero(): _keep(r, tr, hashes, dict(triples=n, helpful=0 if r.objective=="dpo" else len(pairs), held_out=len(triples)-n), world)
     return tr
 
 # %% ../nbs/14b_train_cli.ipynb #4ea42646

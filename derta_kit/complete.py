@@ -113,12 +113,13 @@ def _fingerprint(model):
     for n,p in model.named_parameters(): h.update(f"{n} {tuple(p.shape)} {p.detach().double().sum().item() if p.is_floating_point() else p.detach().long().sum().item():.10g}".encode())
     return h.hexdigest()[:8]
 
-# %% ../nbs/03c_complete.ipynb #0ca4c40c
+# %% ../nbs/03c_complete.ipynb #c1ac4def
 def _key_of(url):
     "OPENAI_API_KEY, where it belongs: at OpenAI, or at the server that OPENAI_BASE_URL names; no other server gets to see it."
     home = lambda u: urlsplit(u)[:2]
     return os.environ.get("OPENAI_API_KEY") if home(url) in map(home, ("https://api.openai.com", os.environ.get("OPENAI_BASE_URL", ""))) else None
 
+# %% ../nbs/03c_complete.ipynb #0ca4c40c
 class Endpoint:
     "Any server that understands OpenAI's chat completions (or, with a tokenizer, completions)."
     def __init__(self,

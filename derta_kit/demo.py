@@ -16,6 +16,7 @@ from .mix import mixed
 from .models import atomically, cache_dir, fast_dtype, load
 from .objectives import TreeDataset, objective
 from .report import demo_table, goals, record, redacted, write_report
+from .reliable import claim
 from .train import fine_tune
 from transformers import set_seed
 
@@ -28,10 +29,9 @@ class DemoRecipe:
     lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))   # arguments of `lora_config`
     train:dict=field(default_factory=lambda: dict(learning_rate=1.5e-3, warmup_steps=5))   # any of `DertaArguments`
     steps:dict=field(default_factory=lambda: dict(vanilla=120, derta=80))   # optimiser steps
-    batch:dict=field(default_factory=lambda: dict(vanilla=16, derta=8))    # trees a step
+    batch:dict=field(default_factory=lambda: dict(vanilla=16, derta=8))    # trees a step; they are packed into rows of 32 tokens for each
     start:str="vanilla"   # what the DeRTa adapter goes on from: "vanilla" or "base"
     mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=1, border=1))   # kind of helpful pair → how often each is used
-    budget:dict=field(default_factory=lambda: dict(vanilla=512, derta=256))   # tokens of a row that trees are packed into
     dtype:str=field(default_factory=fast_dtype)   # of the weights that stay as they are; what this machine is quick in
     quick:bool=False      # a few steps on a few rows, to try the path
 
@@ -44,12 +44,8 @@ def _stage(path, make):
     return out
 
 def _claim(out, recipe):
-    "Make the run folder, or find that it holds this very run; `ValueError` if it holds another."
-    want, path = json.loads(json.dumps(dict(recipe=asdict(recipe), data={k: data_hash(d) for k,d in demo_data().items()}))), Path(out)/"settings.json"
-    have = _stage(path, lambda: want)
-    if diff := [k for k in want["recipe"] if have.get("recipe",{}).get(k) != want["recipe"][k]] + (["data"] if have.get("data") != want["data"] else []):
-        raise ValueError(f"{out} holds a run with another {', '.join(diff)}; choose another folder with --out, or remove this one")
-    return want
+    "`reliable.claim`, with the demo data."
+    return claim(out, asdict(recipe), {k: data_hash(d) for k,d in demo_data().items()})
 
 # %% ../nbs/13b_demo.ipynb #e3f21b58
 def _data(recipe):
@@ -72,7 +68,7 @@ def train_one(
     model, tok = load("demo", "lora", dtype=recipe.dtype, lora=recipe.lora, adapter=adapter)
     ds = TreeDataset(tok, dd["triples"], mixed(dd["helpful"], recipe.mix), objective(name, **its(recipe.objectives)), recipe.seed)
     tr = fine_tune(model, tok, ds, out, seed=recipe.seed + 1000*(adapter is not None), save_strategy="steps", save_steps=20, save_total_limit=1, max_steps=2 if recipe.quick else its(recipe.steps), callbacks=callbacks,
-                   per_device_train_batch_size=its(recipe.batch), budget=its(recipe.budget), **recipe.train)
+                   per_device_train_batch_size=its(recipe.batch), budget=32*its(recipe.batch), **recipe.train)
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
 
 # %% ../nbs/13b_demo.ipynb #d2288e96

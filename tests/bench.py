@@ -2,7 +2,7 @@
 
     python tests/bench.py [FILE] [SECTION …]       # demo long cuts growth (training) · plan · completion · probe · data
 """
-import json, os, subprocess, sys, tempfile, time
+import json, os, subprocess, sys, time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -52,14 +52,14 @@ def planned_and_measured():
     return {k: dict(planned=planned(c), measured=measure(c)) for k,c in CASES.items()}
 
 
-HERE_ITSELF = dict(plan=planned_and_measured, completion=completion)      # in this process
+INSIDE = dict(plan=planned_and_measured, completion=completion)      # sections that need no process of their own
 
 
 def main(path=HERE.parent/"nbs"/"results"/"bench.json", *only):
-    "Each section in a process of its own, so that its peak of memory is its own."
+    "Sections whose peak of memory counts run in a process of their own."
     run = lambda *args: subprocess.run([sys.executable, *map(str, args)], check=True, env={**os.environ, "PYTHONPATH": str(HERE.parent)})
-    for s in only or (*TRAIN, *HERE_ITSELF, "probe", "data"):
-        if s in HERE_ITSELF: put(path, s, x := HERE_ITSELF[s]()); print(x, flush=True)
+    for s in only or (*TRAIN, *INSIDE, "probe", "data"):
+        if s in INSIDE: put(path, s, x := INSIDE[s]()); print(x, flush=True)
         elif s in TRAIN: run(HERE/"bench_train.py", path, s)
         elif s=="probe": run(HERE/"bench_probe.py", path)
         elif s=="data": run(HERE/"bench_data.py", os.environ.get("ROWS", 100_000), path)

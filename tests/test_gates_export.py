@@ -3,8 +3,8 @@ import json, random
 import pytest, torch
 from conftest import said, tiny
 from datasets import Dataset
-from derta_kit.cli_data import derta_data
 from derta_kit.card import data_card, epoch_preview
+from derta_kit.cli_data import derta_data
 from derta_kit.data import read_triples
 from derta_kit.export import completion_rows, label_rows, preference_rows
 from derta_kit.gates import Contamination, gate, jaccard, near_duplicates, shingles
@@ -110,8 +110,6 @@ def test_what_an_export_cannot_hold_is_said(demo):
     assert len(list(completion_rows([{**GOOD, "harmful": ""}], tok))) == 1
     emoji = [{**GOOD, "harmful": "🙂🙃🙂🙃"}]                                                     # a cut inside a character
     assert not any("\ufffd" in r["prompt"] for s in range(20) for r in completion_rows(emoji, tok, s, empty=0.))
-
-
 
 
 def test_the_way_from_questions_to_a_training_file(tmp_path, monkeypatch):

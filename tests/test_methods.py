@@ -29,3 +29,23 @@ def test_each_method_leaves_a_model_and_a_record(here, name, mode, capsys):
     losses = [l for l in run["log"] if "loss" in l]; assert len(losses) == 6
     if name != "dpo": assert {k.removeprefix("loss_") for k in losses[0] if k.startswith("loss_")} == KIND_OF[name]
     m, _ = load(str(here/"model"), adapter=out) if mode=="lora" else load(str(out)); assert not any(p.requires_grad for p in m.parameters())
+
+
+def test_a_folder_is_one_runs_own(here, capsys):
+    "Another run in it would train nothing and write a false record."
+    out, said = here/"own", ["--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--held_out", "0", "--max_length", "128"]
+    go = lambda *more: derta_train([str(here/"triples.jsonl"), str(out), *said, *more])
+    go(); before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}; assert {"run.json","settings.json","adapter_model.safetensors"} <= set(before)
+    for more,what in ((("--objective","vanilla"), "objective"), (("--lr","1e-3"), "lr"), (("--helpful", str(here/"pairs.jsonl")), "data")):
+        (here/"pairs.jsonl").write_text(json.dumps(dict(prompt="t1", response="t2")))
+        with pytest.raises(SystemExit) as e: go(*more)
+        assert e.value.code == 2 and f"holds a run with another {what}; choose another folder" in capsys.readouterr().err
+    go(); assert "nothing was left to train" in capsys.readouterr().out
+    assert all((out/k).read_bytes() == v for k,v in before.items() if k in ("run.json","settings.json","adapter_model.safetensors"))
+
+
+def test_a_run_that_left_nothing_owns_nothing(here, capsys):
+    out = here/"failed"; said = [str(here/"triples.jsonl"), str(out), "--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--held_out", "0"]
+    with pytest.raises(SystemExit): derta_train([*said, "--max_length", "9999"])       # more than the model can read
+    assert "9999" in capsys.readouterr().err
+    derta_train([*said, "--max_length", "128"]); assert (out/"run.json").exists()

@@ -112,3 +112,8 @@ def test_the_quick_arithmetic_is_what_the_machine_has_instructions_for(monkeypat
 
 
 def test_a_type_by_its_name(): assert load("demo", dtype="bfloat16")[0].dtype == torch.bfloat16
+
+
+def test_a_folder_without_an_adapter_is_not_asked_for_at_the_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr("derta_kit.models.PeftModel.from_pretrained", lambda *a, **k: pytest.fail("asked"))
+    with pytest.raises(ValueError, match="runs/nope holds no adapter"): load("demo", adapter="runs/nope")
