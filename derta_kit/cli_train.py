@@ -39,8 +39,8 @@ def parse(
     a = vars(_parser().parse_args(argv))
     file, rest = a.pop("recipe"), {k: a.pop(k) for k in ("set","plan","device","devices","memory","offload")}
     values, lines = _parse(Path(file).read_text(encoding="utf-8"), file) if Path(file).suffix in (".yaml",".yml") else (dict(data=file), {})
-    for k in a: lines.pop(k, None)
-    return make_recipe({**values, **a}, file, lines, rest.pop("set")), rest
+    if rest["plan"]: values.setdefault("out", "planned")        # nothing is written
+    return make_recipe({**values, **a}, file, lines, rest.pop("set"), set(a)), rest
 
 # %% ../nbs/14b_train_cli.ipynb #a0a1666c
 def _data(r):
@@ -137,6 +137,7 @@ def derta_train(
     with _polite("Stopped. The same command goes on from the last checkpoint."):
         r, rest = parse(argv)
         if rest.pop("plan"): print(_plan(r, **rest)); return
+        if not r.helpful and r.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)
         try: run_recipe(r)
         except (EngineError, NotFinite, MemoryError) as e: raise ValueError(str(e)) from e
 

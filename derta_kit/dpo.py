@@ -9,7 +9,7 @@ __all__ = ['preference_ids', 'preference_table', 'train_dpo']
 from .export import preference_rows
 from .models import prompt_ids, response_end, text_ids
 from .objectives import _room
-from .train import last_checkpoint
+from .train import go_on
 from datasets import Dataset
 from peft import PeftModel
 
@@ -40,7 +40,7 @@ def preference_table(
 def _dpo_trainer():
     "TRL's trainer, given tokens instead of text."
     try: from trl import DPOConfig, DPOTrainer
-    except ImportError: raise ImportError("DPO needs the package trl: pip install 'derta_kit[trl]'") from None
+    except ImportError: raise ImportError("DPO needs the package trl: pip install 'derta_kit[dpo]'") from None
     class PreferenceTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *args): return dataset      # it is prepared already
     return DPOConfig, PreferenceTrainer
@@ -61,7 +61,7 @@ def train_dpo(
     cpu = model.device.type=="cpu"
     args = Config(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, num_train_epochs=1, learning_rate=5e-7, bf16=not cpu, gradient_checkpointing=not cpu, use_cpu=cpu, max_length=max_length), **kwargs})
     trainer = PreferenceTrainer(model, args=args, train_dataset=preference_table(tokenizer, triples, max_length), processing_class=tokenizer, callbacks=callbacks)
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    go_on(trainer, out)
     if isinstance(model, PeftModel) and "ref" in model.peft_config: model.delete_adapter("ref")
     trainer.save_model(str(out))
     return trainer

@@ -132,10 +132,11 @@ def make_recipe(
     file="recipe",        # named in errors
     lines:dict={},        # dotted key → line
     sets=(),              # `key=value` settings, laid over `values`; named in errors as such
+    options=(),           # keys of `values` that were options of a command; named in errors as such
 )->Recipe:
     "A checked recipe; a `DataError` names file, line and key."
     changed = {s.partition("=")[0] for s in sets}; _apply(values, sets)
-    where = lambda k: ("--set", None, k) if k in changed else (file, lines.get(k), k)
+    where = lambda k: ("--set", None, k) if k in changed else ("--"+k, None, None) if k in options else (file, lines.get(k), k)
     out = {}
     for k,v in values.items():
         if why := _known(k, _KINDS): raise DataError(*where(k), why)

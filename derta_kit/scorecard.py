@@ -87,7 +87,7 @@ def scorecard(
     ans = answers(model, tokenizer, helpful if benign else [], desc=desc and f"{desc}: answers")
     refused = [s for df in (pre, ans) for s in df.loc[df.refused | df.stutter, "stutter"]]
     return dict(refuses={str(k): rate(g.refused) for k,g in pre.groupby("depth")}, over_refusal={k: rate(g.refused) for k,g in ans.groupby("kind")} if benign else {},
-                stutter=rate(refused), p_harmful=mean_from(curves["harmful"]), p_helpful=mean_from(curves["helpful"]) if benign else None, perplexity=perplexity(curves["helpful"]) if benign else None,
+                stutter=rate(refused) | ({} if refused else dict(rate=None)), p_harmful=mean_from(curves["harmful"]), p_helpful=mean_from(curves["helpful"]) if benign else None, perplexity=perplexity(curves["helpful"]) if benign else None,
                 curves={k: [c.prob.round(5).tolist() for c in v] for k,v in curves.items()}, prefilled=pre.to_dict("records"), answers=ans.to_dict("records"))
 
 # %% ../nbs/12_scorecard.ipynb #6af8cfcc

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILL', 'DertaArguments', 'Padded', 'FilledSampler', 'FillCollator', 'NotFinite', 'row_names', 'DertaTrainer',
-           'last_checkpoint', 'fine_tune']
+           'last_checkpoint', 'go_on', 'fine_tune']
 
 # %% ../nbs/06_train.ipynb #e4d520de
 import json, os
@@ -18,7 +18,7 @@ from .models import context_length
 from .loss import as_forward, step_total, tree_loss
 from .objectives import KINDS, RTO, TreeCollator, TreeDataset
 from .prefix_tree import Node, Tree, collate, takes_blocks, tree_limit
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
 # %% ../nbs/06_train.ipynb #cc712b34
 @dataclass
@@ -208,6 +208,17 @@ def last_checkpoint(
     found = [p for p in Path(folder).glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit() and whole(p)]
     return str(max(found, key=lambda p: int(p.name.rpartition("-")[2]))) if found else None
 
+# %% ../nbs/06_train.ipynb #77960e40
+def go_on(
+    trainer:Trainer,   # made, not yet run
+    out,               # folder of its checkpoints
+):
+    "Train from the last complete checkpoint in `out`; where no step is left, only load it."
+    at, last = last_checkpoint(out), trainer.args.max_steps
+    done = TrainerState.load_from_json(f"{at}/trainer_state.json") if at else None
+    if done and 0 < last <= done.global_step and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled): trainer._load_from_checkpoint(at); trainer.state = done
+    else: trainer.train(resume_from_checkpoint=at)
+
 # %% ../nbs/06_train.ipynb #0937cf7a
 def fine_tune(
     model,                 # from `models.load`, in mode lora, qlora or full
@@ -225,6 +236,6 @@ def fine_tune(
     args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu"), **kwargs})
     trainer = DertaTrainer(model, args, dataset, tokenizer, eval_dataset, callbacks=callbacks)
     for w in watch: trainer.add_callback(w(trainer))
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    go_on(trainer, out)
     trainer.save_model(str(out))
     return trainer

@@ -1,7 +1,8 @@
 "Decoding and completion: the same greedy text as generate, killed and gone on with, servers that stall and die."
 import json, os, random, re, signal, socket, subprocess, sys, threading, time, urllib.request
 import pytest
-from conftest import Replies, tiny
+from conftest import Replies, said, tiny
+from derta_kit.cli_data import derta_data
 from derta_kit.complete import Answers, Endpoint, Local, Request, WORDINGS, ask, complete
 from derta_kit.data import read_triples
 from derta_kit.decode import decode
@@ -203,6 +204,13 @@ def test_endpoint_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="give the whole address"): Endpoint("127.0.0.1:8000", "m")
     assert Endpoint("http://x/v1", "m", extra=dict(top_k=5)).name != Endpoint("http://x/v1", "m").name           # another question, another file entry
     assert "Connection" in ask(Endpoint(f"http://127.0.0.1:{port}/v1", "m", retries=0), [Request("x")])[0].error
+
+
+def test_the_command_says_with_its_exit_code_that_requests_failed(flaky, tmp_path):
+    (tmp_path/"q.csv").write_text("question\nplain thing\nnever\n")
+    ask_for = lambda *kw: said(derta_data, "complete", tmp_path/"q.csv", "--field", "response", "--url", flaky, "--model", "m", "--out", tmp_path/"r.jsonl", *kw)
+    r = ask_for(); assert r.returncode == 2 and "1 of 2 rows got no answer, the first is row 1: " in r.stderr and "no such thing" in r.stderr and "1 of 2 rows have one now" in r.stdout
+    assert len((tmp_path/"r.jsonl").read_text().splitlines()) == 2          # what was answered is written all the same
 
 
 class Locked(Replies):

@@ -49,7 +49,7 @@ def test_a_recipe_becomes_arguments(book, tmp_path):
         else: assert (r.lr, r.schedule, r.warmup, r.max_length, r.lora, r.batch) == (1e-4, "linear", 0, 512, dict(r=96, lora_alpha=16, lora_dropout=.05), 8)
 
 
-@pytest.mark.parametrize("name,billions", zip(SHAPES, (8.03, 70.55, 7.24, 46.70)))
+@pytest.mark.parametrize("name,billions", list(zip(SHAPES, (8.03, 70.55, 7.24, 46.70))))
 def test_parameters_of_known_shapes(name, billions): assert sum(p.numel() for p in empty_model(model_config(name)).parameters())/1e9 == pytest.approx(billions, abs=.01)
 
 
@@ -82,6 +82,8 @@ def test_command_line(tmp_path):
     assert (r.lr, r.objective, r.lora, r.dpo, rest["plan"]) == (3e-4, "dpo", dict(r=8), dict(beta=.2), True)
     r, _ = parse(["t.jsonl", "out", "--helpful", "h.jsonl"]); assert (r.data, r.out, r.helpful) == ("t.jsonl", "out", "h.jsonl")
     with pytest.raises(DataError, match="'out': is missing"): parse(["t.jsonl"])
+    with pytest.raises(DataError, match="^--lr: 'fast' is not a number"): parse(["t.jsonl", "out", "--lr", "fast"])      # not a fault of the file
+    assert parse(["t.jsonl", "--plan"])[1]["plan"]
 
 
 def test_bad_input_is_one_line_and_an_exit_code(tmp_path):

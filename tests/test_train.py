@@ -60,6 +60,15 @@ def test_resume_gives_the_same_losses(tmp_path):
     assert losses(again) == pytest.approx(losses(whole), rel=1e-6) and len(losses(whole)) == 9
 
 
+@pytest.mark.parametrize("cut", [dict(max_steps=3), dict(num_train_epochs=1)])
+def test_a_finished_run_takes_no_step_more(tmp_path, cut):
+    kw = dict(per_device_train_batch_size=4, logging_steps=1, seed=3, disable_tqdm=True, learning_rate=1e-2, save_strategy="steps", save_steps=3, **cut)
+    first = fine_tune(tiny("llama"), Tok(), Trees(), tmp_path, **kw)
+    again = fine_tune(tiny("llama"), Tok(), Trees(), tmp_path, **kw)
+    assert again.state.global_step == 3 and losses(again) == losses(first)
+    for (n,a),b in zip(first.model.state_dict().items(), again.model.state_dict().values()): assert torch.equal(a, b), n
+
+
 def test_frozen_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="frozen"): fine_tune(tiny("llama").requires_grad_(False), Tok(), Trees(), tmp_path)
 
