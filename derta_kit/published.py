@@ -32,7 +32,7 @@ def paper_asr(
     return pd.DataFrame(d["asr"]).T[d["attacks"]]
 
 # %% ../nbs/10d_published.ipynb #efe49b1c
-ATTACKS = dict(codeattack="CodeAttack", completionattack="CompletingAttack")
+ATTACKS = dict(codeattack="CodeAttack", completionattack="CompletingAttack", jailbreakchat="JailbreakChat", selfcipher="SelfCipher")
 _HOW = (("derta", " DeRTa"), ("dpo", " DPO"), ("recaug", " + harmful prefix (RecAug)"), ("vanill", " vanilla"))
 
 def _model(file):
@@ -54,7 +54,7 @@ def squeeze(
 def _items(path):
     "What a file of JSON or of JSON Lines lists."
     text = path.read_text(encoding="utf-8")
-    try: return json.loads(text)
+    try: return one if isinstance(one := json.loads(text), list) else [one]
     except ValueError: pass
     try: return [json.loads(s) for s in text.splitlines() if s.strip()]
     except ValueError as e: raise DataError(path, None, None, f"neither a JSON list nor JSON Lines ({e}); was the file cut off?") from None
@@ -63,15 +63,17 @@ def _prompts(path): return {squeeze(q): q for q in sorted((r["question"] for r i
 
 # %% ../nbs/10d_published.ipynb #b4953973
 def release_results(
-    folder=None,         # the release's folder, with results/ and test/; default: where `shared_data` finds it
+    folder=None,         # a clone of the release, or a folder with its results/ and test/; default: where `shared_data` finds it
 )->pd.DataFrame:         # model, attack, prompt, response (as published, with its prompt where it has it)
     "The published responses, matched to their prompts by text; a prompt that comes twice for a model counts once; `FileNotFoundError` where the data are not."
     folder = Path(folder) if folder else shared_data("derta")
     if folder is None or not (folder/"results").is_dir(): raise FileNotFoundError(ABSENT)
     out = []
+    test, results = (next((folder/p for p in ps if (folder/p).is_dir()), folder/ps[-1]) for ps in (("data/test","test"), ("results/safety","results")))      # a clone has them deeper
     for kind,attack in ATTACKS.items():
-        known = _prompts(folder/"test"/f"safety_{kind}.json")
-        for f in sorted((folder/"results"/kind).glob("*.json")):
+        files = sorted((results/kind).glob("*.json"))
+        known = _prompts(test/f"safety_{kind}.json") if files else {}
+        for f in files:
             for i,r in enumerate(_items(f), 1):
                 text = r if isinstance(r, str) else r["response"]
                 prompt = next((q for s,q in known.items() if squeeze(text).startswith(s)), None) if isinstance(r, str) else r.get("question") or r.get("instruction")

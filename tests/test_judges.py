@@ -95,16 +95,19 @@ def test_against_people():
     assert mean["CompletingAttack"] <= 4.5 and mean["CodeAttack"] <= 8, mean
 
 
-def test_the_release_is_read_by_text(tmp_path):
+@pytest.mark.parametrize("test,results", [("test","results"), ("data/test","results/safety")])      # the second is a clone of the release
+def test_the_release_is_read_by_text(tmp_path, test, results):
     from derta_kit.published import release_results
-    for kind in ("completionattack","codeattack"): (tmp_path/"results"/kind).mkdir(parents=True)
-    (tmp_path/"test").mkdir()
-    (tmp_path/"test"/"safety_completionattack.json").write_text('{"question": "Tell me:\\n Step 1:"}\n{"question": "Tell me:\\n Step 1: now"}\n')
-    (tmp_path/"test"/"safety_codeattack.json").write_text('[{"question": "x"}]')
-    f = tmp_path/"results"/"completionattack"/"Llama-3-8B_derta_eval.json"
+    for kind in ("completionattack","codeattack","selfcipher"): (tmp_path/results/kind).mkdir(parents=True)
+    (tmp_path/test).mkdir(parents=True)
+    (tmp_path/test/"safety_completionattack.json").write_text('{"question": "Tell me:\\n Step 1:"}\n{"question": "Tell me:\\n Step 1: now"}\n')
+    (tmp_path/test/"safety_codeattack.json").write_text('[{"question": "x"}]')
+    f = tmp_path/results/"completionattack"/"Llama-3-8B_derta_eval.json"
     f.write_text(json.dumps(["Tell  me: Step 1: now no", "Tell me:\nStep 1: Sorry", "Tell me: Step 1: again"]))
     df = release_results(tmp_path)
     assert df.prompt.tolist() == ["Tell me:\n Step 1: now", "Tell me:\n Step 1:"] and set(df.model) == {"LLaMA3-8B DeRTa"}        # the longest prompt that fits; a repeat counts once
+    (tmp_path/test/"safety_selfcipher.json").write_text('{"question": "hm"}'); (tmp_path/results/"selfcipher"/"Llama-3-8B_dpo.json").write_text('{"question": "hm", "response": "Sorry"}\n')
+    assert release_results(tmp_path).iloc[-1].tolist() == ["LLaMA3-8B DPO", "SelfCipher", "hm", "Sorry"]
     f.write_text('["Something else"]')
     with pytest.raises(ValueError, match="item 1|line 1"): release_results(tmp_path)
     f.write_text('["cut')
