@@ -82,7 +82,7 @@ def eval_run(
     cases += xstest_cases(xstest) if xstest else harmless_cases(held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots)
-    print(asr_table(e.rows).to_string(), f"\n\nThe report: {write_page(e, show_harmful=show_harmful)}")
+    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals\n\n" + asr_table(e.rows).to_string(), f"\n\nThe report: {write_page(e, show_harmful=show_harmful)}")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9
 def eval_page(

@@ -7,7 +7,7 @@ __all__ = ['HUB_ID', 'WHEEL', 'WHEEL_SHA256', 'GGUF', 'atomically', 'cache_dir',
            'fast_dtype', 'lora_config', 'adapter_folder', 'load', 'text_ids', 'prompt_ids', 'response_end', 'generate']
 
 # %% ../nbs/01_models.ipynb #a18f08f9
-import hashlib, logging, os, random, re, subprocess, sys, tempfile, zipfile
+import hashlib, logging, os, random, re, subprocess, sys, tempfile, zipfile, warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # an optional kernel from the hub, that nothing here needs
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)      # PEFT reads it from every model; nothing that a user can mend
 
 # %% ../nbs/01_models.ipynb #9f3a42f6
 @contextmanager

@@ -14,6 +14,7 @@ def render():
     nb = nbformat.read(ROOT/"nbs/index.ipynb", as_version=4)
     nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*hide", c.source)]
     nb.metadata["language_info"] = dict(name="python")
+    alts = [a[1] if (a := re.search(r'#\|\s*fig-alt: "(.*)"', c.source)) else "figure" for c in nb.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     for c in nb.cells:
         c.metadata["quiet"] = "#| echo: false" in c.source
         c.source = "\n".join(l for l in c.source.splitlines() if not l.startswith("#|"))
@@ -28,7 +29,7 @@ def render():
     text, pictures = text.replace(f"```python\n{QUIET}\n```\n", ""), {}
     for i,(name,data) in enumerate((res.get("outputs") or {}).items()):
         new = f"assets/readme_{i}{Path(name).suffix}"; text = text.replace(name, new); pictures[new] = data
-    text = re.sub(r"!\[png\]", "![figure]", text)
+    text = re.sub(r"!\[png\]", lambda _: f"![{alts.pop(0)}]", text)
     text = re.sub(r"\]\((?!https?:)([\w/]+\.ipynb)\)", r"](nbs/\1)", text)          # links among notebooks
     return re.sub(r"\n{3,}", "\n\n", text).strip()+"\n", pictures
 
