@@ -101,7 +101,7 @@ def run_ablation(
         say("asking")
         models = dict(base=None) | {n: f/n for n in ARMS} | {"recheck": Recheck(f/"vanilla", every=a.every)}
         dd = _data(r)
-        e = evaluate(models, cases(a), RuleJudge(), f/"asked", decoding=Decoding(a.max_new_tokens), helpful=list(dd["benign_eval"])[:2 if a.quick else 60], curves=list(dd["harmful_eval"])[:1 if a.quick else 20], desc=None, dtype=a.dtype)
+        e = evaluate(models, cases(a), RuleJudge(), f/"asked", decoding=Decoding(a.max_new_tokens), helpful=list(dd["benign_eval"])[:2 if a.quick else 60], curves=list(dd["harmful_eval"])[:1 if a.quick else 20], desc=None if a.quick else f"seed {s}, ", dtype=a.dtype)
         write_page(e, f"The paper in small, seed {s}", show_harmful)
         all_rows.append(slim(e, s)); info[s] = dict(seconds={**secs, "all so far": time.time()-t0}, perplexity={n: m.get("perplexity") for n,m in e.record["models"].items()}, identity={n: m["identity"] for n,m in e.record["models"].items()})
     rows = pd.concat(all_rows, ignore_index=True)

@@ -33,17 +33,24 @@ def _model(spec, retries=6):
 # %% ../nbs/14c_eval_cli.ipynb #717157e0
 def _some(rows, n): return rows[::max(1, len(rows)//n)][:n] if n else rows      # evenly, so that every category has its share
 
+def _question(f, l, r):
+    "A row of a file, its question called prompt."
+    from derta_kit.records import DataError
+    k = next((k for k in ("prompt","question","instruction","goal") if r.get(k)), None)
+    if k is None: raise DataError(f, l, None, f"no question in it: it has {', '.join(f'{k} (empty)' if v in ('', None) else str(k) for k,v in r.items())[:200]}; call the field prompt or question")
+    for c in (k, "harmful"):
+        if not isinstance(r.get(c) or "", str): raise DataError(f, l, c, f"expected text, found {type(r[c]).__name__}")
+    return {**r, "prompt": r[k]}
+
 def _questions(source, n):
     "Rows with prompt (and harmful, where there is one) of a file, or the demo's held-out ones."
     from derta_kit.data import demo_data
     from derta_kit.records import DataError, records
-    rows = list(demo_data()["harmful_eval"]) if source=="demo" else []
-    if source!="demo":
-        for f,l,r in records(source):
-            if isinstance(r, DataError): raise r
-            q = next((r[k] for k in ("prompt","question","instruction","goal") if r.get(k)), None)
-            if q is None: raise DataError(f, l, None, f"no question in it: it has {', '.join(map(str, r))[:200]}; call the field prompt or question")
-            rows.append({**r, "prompt": q})
+    if source=="demo": return _some(list(demo_data()["harmful_eval"]), n)
+    rows = []
+    for f,l,r in records(source):
+        if isinstance(r, DataError): raise r
+        rows.append(_question(f, l, r))
     return _some(rows, n)
 
 # %% ../nbs/14c_eval_cli.ipynb #93f1af2b

@@ -100,7 +100,7 @@ def _responses(asked, name, cases, d, kept, slots, desc):
         if v := kept.get(k): out.update(dict.fromkeys(at, Said(**v)))
     if isinstance(m := asked.models[name], Endpoint): _same_server(m, [(cases[i], s) for i,s in out.items()], d)
     todo = [(k,at) for k,at in first.items() if at[0] not in out]
-    with tqdm(total=len(cases), initial=len(out), desc=desc and f"{desc}{name}", disable=desc is None, unit="row") as b:
+    with tqdm(total=len(cases), initial=len(out), desc=f"{desc}{name}", disable=desc is None, unit="row") as b:
         def done(j, s):
             k, at = todo[j]
             out.update(dict.fromkeys(at, s)); b.update(len(at))
@@ -121,7 +121,7 @@ def _verdicts(judge, rows, kept, desc=None, chunk=32):
     keys, out = [_key("verdict", who, r) for r in rows], [None]*len(rows)
     if keep := not isinstance(judge, RuleJudge): out = [kept.get(k) for k in keys]
     todo = [i for i,v in enumerate(out) if v is None]
-    for s in tqdm(range(0, len(todo), chunk), desc=desc and f"{desc}{judge.name}", disable=desc is None or not keep, unit="batch"):
+    for s in tqdm(range(0, len(todo), chunk), desc=f"{desc}{judge.name}", disable=desc is None or not keep, unit="batch"):
         some = todo[s:s+chunk]
         try: got = [(v.unsafe, v.reason) for v in judge.many([rows[i] for i in some])]
         except Exception as e: got = [(None, f"{type(e).__name__}: {str(e)[:300]}")]*len(some)     # the judge's failure is that of these rows
