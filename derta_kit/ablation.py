@@ -130,7 +130,7 @@ def table4(
     out = {}
     for r in a.to_dict("records"):
         m, k = r["model"], r["attack"]; p = PAPER.get(m, {}).get(k)
-        seeds = ", ".join(f"{100*by[m,k,s]:.0f}" for s in rows.seed.unique() if (m,k,s) in by)
+        seeds = ", ".join("–" if x != x else f"{100*x:.0f}" for s in rows.seed.unique() if (x := by.get((m,k,s))) is not None)
         out.setdefault(NAMES.get(m, m), {})[k] = f"{cell(r)} [{seeds}]" + (f" paper {p:g}" if p is not None else "")
     return pd.DataFrame(out).T.fillna("–")
 

@@ -102,7 +102,7 @@ def position_figure(
         w = g.word.dropna().to_numpy(int)
         ax.step(range(upto+1), [np.mean(np.append(w<=i, np.zeros(len(g)-len(w)))) for i in range(upto+1)], where="post", lw=2, label=NAMES.get(m, m), **_style(m))
     ax.set(xlabel="words already said", ylabel="have refused", ylim=(-.03,1.03), title=title)
-    _bare(ax).legend(frameon=False, fontsize=8)
+    _bare(ax).legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(.5,-.18), fontsize=8)
     return ax.figure
 
 # %% ../nbs/12d_tables.ipynb #5c8236d4
