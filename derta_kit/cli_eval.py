@@ -34,13 +34,13 @@ def _model(spec, retries=6):
 def _some(rows, n): return rows[::max(1, len(rows)//n)][:n] if n else rows      # evenly, so that every category has its share
 
 def _question(f, l, r):
-    "A row of a file, its question called prompt."
-    from derta_kit.records import DataError
-    k = next((k for k in ("prompt","question","instruction","goal") if r.get(k)), None)
-    if k is None: raise DataError(f, l, None, f"no question in it: it has {', '.join(f'{k} (empty)' if v in ('', None) else str(k) for k,v in r.items())[:200]}; call the field prompt or question")
-    for c in (k, "harmful"):
-        if not isinstance(r.get(c) or "", str): raise DataError(f, l, c, f"expected text, found {type(r[c]).__name__}")
-    return {**r, "prompt": r[k]}
+    "A row of a file, its question called prompt; safe responses are not needed here."
+    from derta_kit.layouts import _Row
+    row = _Row(f, l, r)
+    k = next((k for k in ("prompt","question","instruction","goal") if k in row), None)
+    if k is None: raise row.error(None, f"no question in it: it has {', '.join(map(str, r))[:200]}; call the field prompt or question")
+    if r.get("harmful"): row.text("harmful")
+    return {**r, "prompt": row.text(k)}
 
 def _questions(source, n):
     "Rows with prompt (and harmful, where there is one) of a file, or the demo's held-out ones."

@@ -127,10 +127,11 @@ def write_report(
     histories:dict|None=None,   # model name → training log, for a figure of each
     title:str="derta_kit: can it refuse anywhere?",  # of the page
     show_harmful:bool=False,    # leave harmful text readable
+    judged:bool=True,           # say which of the demo's goals are met
 )->Path:                        # the page
     "Write report.json, report.html and the figures into `folder`, each whole or not at all."
     folder, scores = Path(folder), {k: redacted(s, show_harmful) for k,s in scores.items()}
-    met = goals(scores) if {"vanilla","derta"} <= set(scores) else {}
+    met = goals(scores) if judged and {"vanilla","derta"} <= set(scores) else {}
     figs = {"refusal_bias": demo_figure(scores), **{f"training_{k}": loss_figure(h) for k,h in (histories or {}).items()}}
     pngs = {}
     for name,f in figs.items():

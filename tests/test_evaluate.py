@@ -301,7 +301,7 @@ def test_tasks_for_lm_eval(demo, tmp_path):
     t = lm_eval_scores(*demo, names, tmp_path, limit=2, gen_kwargs=dict(max_gen_toks=8)); assert set(t.task) == set(names) and (t.n==2).all() and t.value.between(0,1).all()
 
 
-@pytest.mark.parametrize("row,says", [('{"prompt": ""}', "line 1: no question in it: it has prompt (empty)"), ('{"x": 1}', "it has x; call the field"), ('{"goal": "hi", "harmful": 3}', "line 1, field 'harmful': expected text, found int"), ('{"question": ["a"]}', "field 'question': expected text, found list")])
+@pytest.mark.parametrize("row,says", [('{"prompt": ""}', "line 1, field 'prompt': empty"), ('{"x": 1}', "it has x; call the field"), ('{"goal": "hi", "harmful": 3}', "line 1, field 'harmful': expected text, found int"), ('{"question": ["a"]}', "field 'question': expected text, found list")])
 def test_a_file_of_questions_that_is_wrong_is_named(tmp_path, row, says):
     from derta_kit.cli_eval import derta_eval
     (tmp_path/"q.jsonl").write_text(row+"\n")
