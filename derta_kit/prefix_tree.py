@@ -124,16 +124,21 @@ def forest(
     return out
 
 # %% ../nbs/03_prefix_tree.ipynb #f3f8d11e
+def _longest(rows, share): return max(share + sum(len(t)-share for t in row) for row in rows)
+
 def pack(
     trees:list,        # of `Tree`s
     budget:int,        # tokens a row; a longer tree gets a row of its own
 )->list[Tree]:
-    "Pack trees into rows by first-fit-decreasing, sharing what they all begin with."
-    share, rows = _sharable(trees), []
-    for t in sorted(trees, key=len, reverse=True):
+    "Pack trees into as many rows as first-fit-decreasing needs, then as even as longest-first gets them, sharing what they all begin with."
+    share, order, rows = _sharable(trees), sorted(trees, key=len, reverse=True), []
+    for t in order:
         for row in rows:
-            if share + sum(len(x)-share for x in row) + len(t)-share <= budget: row.append(t); break
+            if _longest([row], share) + len(t)-share <= budget: row.append(t); break
         else: rows.append([t])
+    even = [[] for _ in rows]
+    for t in order: min(even, key=lambda row: sum(len(x)-share for x in row)).append(t)
+    rows = min(rows, even, key=lambda rows: _longest(rows, share))
     return [forest(row, share if len(row)>1 else 0) for row in rows]
 
 # %% ../nbs/03_prefix_tree.ipynb #3cb2fbcb
