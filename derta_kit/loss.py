@@ -67,7 +67,7 @@ def target_logprobs(
     "log P(target) for each target of the batch, with gradient."
     lm, ids = unwrap(model), batch["target_ids"]
     head, h = lm.get_output_embeddings(), hidden_states(model, batch).flatten(0,1)[batch["target_pos"]]
-    plain, logits = head.forward, head_logits(lm, head.forward)
+    plain = head.forward; logits = head_logits(lm, plain)          # a method is another object each time it is asked for
     def chunks(h):
         if logits is plain and type(head).forward is torch.nn.Linear.forward and not head.weight.requires_grad: return _FrozenHead.apply(h, head.weight, head.bias, ids, chunk)
         f = lambda a, b: -F.cross_entropy(logits(a).float(), b, reduction="none")

@@ -88,3 +88,16 @@ def test_quantised_head(tmp_path):
     out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"]).logits.flatten(0,1).float().log_softmax(-1)
     want = -(out[batch["target_pos"], batch["target_ids"]]*batch["target_weight"]).sum()/batch["target_weight"].sum(); want.backward()
     assert loss.item() == pytest.approx(want.item(), rel=1e-5) and (got-norm.grad).abs().max() <= 1e-4*norm.grad.abs().max()
+
+
+@pytest.mark.parametrize("kw,frozen,calls", [({}, True, 1), ({}, False, 0), (dict(kind="gemma2", final_logit_softcapping=5.), True, 0)], ids=["frozen","trained","capped"])
+def test_a_frozen_plain_head_is_gone_through_once(kw, frozen, calls, monkeypatch):
+    "Its shorter way gives the gradient of the other; a head that is trained, or caps its logits, cannot take it."
+    import derta_kit.loss as L
+    kw = dict(kw); model, batch = tiny(kw.pop("kind", "llama"), **kw), collate(trees(2)); went = []
+    model.get_output_embeddings().weight.requires_grad_(not frozen); body = next(p for n,p in model.named_parameters() if "q_proj" in n)
+    shorter = L._FrozenHead.apply; monkeypatch.setattr(L._FrozenHead, "apply", lambda *a: (went.append(1), shorter(*a))[1])
+    def run(): model.zero_grad(); loss, _ = tree_loss(model, batch, chunk=7); loss.backward(); return loss.item(), body.grad.clone()
+    loss, grad = run(); assert len(went) == calls
+    model.get_output_embeddings().weight.requires_grad_(True)
+    other, want = run(); assert loss == pytest.approx(other, rel=1e-5) and (grad-want).abs().max() <= 1e-5*want.abs().max() and len(went) == calls
