@@ -124,21 +124,20 @@ def forest(
     return out
 
 # %% ../nbs/03_prefix_tree.ipynb #f3f8d11e
-def _longest(rows, share): return max(share + sum(len(t)-share for t in row) for row in rows)
-
 def pack(
     trees:list,        # of `Tree`s
     budget:int,        # tokens a row; a longer tree gets a row of its own
 )->list[Tree]:
     "Pack trees into as many rows as first-fit-decreasing needs, then as even as longest-first gets them, sharing what they all begin with."
     share, order, rows = _sharable(trees), sorted(trees, key=len, reverse=True), []
+    size = lambda row: share + sum(len(t)-share for t in row)
     for t in order:
         for row in rows:
-            if _longest([row], share) + len(t)-share <= budget: row.append(t); break
+            if size([*row, t]) <= budget: row.append(t); break
         else: rows.append([t])
     even = [[] for _ in rows]
-    for t in order: min(even, key=lambda row: sum(len(x)-share for x in row)).append(t)
-    rows = min(rows, even, key=lambda rows: _longest(rows, share))
+    for t in order: min(even, key=size).append(t)
+    rows = min(rows, even, key=lambda rows: max(map(size, rows)))
     return [forest(row, share if len(row)>1 else 0) for row in rows]
 
 # %% ../nbs/03_prefix_tree.ipynb #3cb2fbcb
