@@ -138,7 +138,7 @@ def derta_train(
         r, rest = parse(argv)
         if rest.pop("plan"): print(_plan(r, **rest)); return
         if not r.helpful and r.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)
-        try: run_recipe(r)
+        try: run_recipe(r).end()        # and with it the process group, whose threads must not outlive Python
         except (EngineError, NotFinite, MemoryError) as e: raise ValueError(str(e)) from e
 
 if __name__=="__main__" and "__file__" in globals(): derta_train()      # python -m derta_kit.cli_train, for torchrun

@@ -18,7 +18,7 @@ from .models import context_length
 from .loss import as_forward, step_total, tree_loss
 from .objectives import KINDS, RTO, TreeCollator, TreeDataset
 from .prefix_tree import Node, Tree, collate, takes_blocks, tree_limit
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 # %% ../nbs/06_train.ipynb #cc712b34
 @dataclass
@@ -209,15 +209,23 @@ def last_checkpoint(
     return str(max(found, key=lambda p: int(p.name.rpartition("-")[2]))) if found else None
 
 # %% ../nbs/06_train.ipynb #77960e40
+class _Done(Exception): pass
+
+class _NoStepMore(TrainerCallback):
+    "Ends a run that has had its steps before it takes another."
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps: raise _Done
+
 def go_on(
     trainer:Trainer,   # made, not yet run
     out,               # folder of its checkpoints
 ):
     "Train from the last complete checkpoint in `out`; where no step is left, only load it."
-    at, last = last_checkpoint(out), trainer.args.max_steps
-    done = TrainerState.load_from_json(f"{at}/trainer_state.json") if at else None
-    if done and 0 < last <= done.global_step and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled): trainer._load_from_checkpoint(at); trainer.state = done
-    else: trainer.train(resume_from_checkpoint=at)
+    trainer.add_callback(_NoStepMore)
+    try: trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    except _Done:
+        trainer.is_in_train = False
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
 
 # %% ../nbs/06_train.ipynb #0937cf7a
 def fine_tune(

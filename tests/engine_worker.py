@@ -4,6 +4,7 @@
 import json, os, signal, sys
 from pathlib import Path
 import torch
+from accelerate import PartialState
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 from conftest import tiny
@@ -72,3 +73,4 @@ def main(out, engine="auto", kind="llama", mode="full", n=12, stop=None, kill=No
 
 if __name__ == "__main__":
     for job in json.loads(sys.argv[1]): main(**job)
+    PartialState().destroy_process_group()      # as Trainer.end does: gloo's threads must not outlive Python

@@ -79,6 +79,20 @@ def test_resume_and_a_consolidated_checkpoint(alone, tmp_path, engine):
     assert all(torch.equal(saved[n], p) for n,p in model.named_parameters()) and len(saved) == len(dict(model.named_parameters()))
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero3"])
+def test_a_finished_run_takes_no_step_more(tmp_path, engine):
+    "Three steps of an epoch of six; the second call takes none, and leaves the same model."
+    from safetensors.torch import load_file
+    needs(engine)
+    todo, env = jobs(engine, tmp_path, {"run": dict(n=24, eval_strategy="no", save_strategy="steps", save_steps=3, max_steps=3)})
+    read = lambda: ([x["loss"] for x in json.loads((tmp_path/"run"/"happened.json").read_text())["log"] if "loss" in x], load_file(tmp_path/"run"/"model.safetensors"))
+    assert (r := work(todo, 2, env)).returncode == 0, r.stderr[-3000:]
+    losses, first = read()
+    assert (r := work(todo, 2, env)).returncode == 0, r.stderr[-3000:]
+    again, second = read()
+    assert losses == again and len(losses) == 3 and all(torch.equal(p, second[n]) for n,p in first.items())
+
+
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_demo_model(tmp_path, engine):
     "LoRA on the demo model, four short triples a step."
