@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore::FutureWarning
+# Threads that wait spin only shortly: beside another busy program a step takes twice the time, not ten times (see nbs/14_cli).
+export GOMP_SPINCOUNT ?= 5000
 
 .PHONY: demo test lab bench setup readme docs docs-check clean
 setup: $(READY)

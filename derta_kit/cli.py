@@ -6,8 +6,9 @@
 __all__ = ['derta_demo', 'derta_probe']
 
 # %% ../nbs/14_cli.ipynb #fc09bfbd
-import contextlib, logging, re, sys, warnings
+import contextlib, logging, os, re, sys, warnings
 from fastcore.script import anno_parser, store_true
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")     # before torch is there
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # said at import, about an optional kernel that nothing here needs
 
 # %% ../nbs/14_cli.ipynb #1665233d

@@ -12,7 +12,7 @@ from derta_kit.refusals import find_refusal
 
 def test_slots_give_what_generate_gives(demo, demo_data):
     model, tok = demo
-    rows = [prompt_ids(tok, r["prompt"]) for r in demo_data["helpful"].select(range(0, 898, 60))]
+    rows = [prompt_ids(tok, r["prompt"]) for r in demo_data["helpful"].select(range(0, 898, 110))]
     want = [generate(model, tok, [r], 20)[0] for r in rows]
     for slots in (1, 4, 64): assert [c.text for c in decode(model, tok, rows, max_new_tokens=20, slots=slots)] == want
 

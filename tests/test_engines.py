@@ -93,15 +93,25 @@ def test_a_finished_run_takes_no_step_more(tmp_path, engine):
     assert losses == again and len(losses) == 3 and all(torch.equal(p, second[n]) for n,p in first.items())
 
 
+DEMO = dict(kind="demo", n=4, per_device_eval_batch_size=4, eval_strategy="no", max_steps=2, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def demo_alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    r = work([dict(DEMO, mode=m, out=str(out/m)) for m in ("lora","qlora")]); assert r.returncode == 0, r.stderr[-3000:]
+    return out
+
+
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_demo_model(tmp_path, engine):
-    "LoRA on the demo model, four short triples a step."
-    case = {"demo": dict(kind="demo", mode="lora", n=4, per_device_eval_batch_size=4, eval_strategy="no", max_steps=2, learning_rate=1e-3)}
-    assert (r := work([dict(case["demo"], out=str(tmp_path/"one"))])).returncode == 0, r.stderr[-3000:]
-    assert (r := work(jobs(engine, tmp_path/"two", case)[0], 2)).returncode == 0, r.stderr[-3000:]
-    (got, ran), (want, _) = log(tmp_path/"two"/"demo"), log(tmp_path/"one")
-    assert ran == engine and got == pytest.approx(want, rel=1e-4) and len(want) == 2
-    assert (tmp_path/"two"/"demo"/"adapter_model.safetensors").exists()
+def test_demo_model(demo_alone, tmp_path, engine):
+    "LoRA on the demo model, four short triples a step; where it is sharded, on four bits too: the storage that `check_shardable` advises gives the losses of one process."
+    cases = dict(lora=dict(DEMO, mode="lora")) | (dict(qlora=dict(DEMO, mode="qlora", config=dict(storage="float32"))) if engine=="fsdp2" else {})
+    assert (r := work(jobs(engine, tmp_path, cases)[0], 2)).returncode == 0, r.stderr[-3000:]
+    for case in cases:
+        (got, ran), (want, _) = log(tmp_path/case), log(demo_alone/case)
+        assert ran == engine and got == pytest.approx(want, rel=1e-4) and len(want) == 2, case
+        assert (tmp_path/case/"adapter_model.safetensors").exists()
 
 
 def test_fsdp_argument_on_a_cpu_is_no_ddp(tmp_path):
@@ -134,13 +144,3 @@ def test_four_bits_in_uint8_are_not_sharded():
     model, _ = load("demo", "qlora", lora=dict(r=2, layers_to_transform=[0]))
     with pytest.raises(EngineError, match="issue 3983.*storage="): check_shardable(model, "fsdp2")
     check_shardable(model, "ddp"); assert engine_of(model) == "single"
-
-
-def test_four_bits_in_floats_shard_and_train_right(tmp_path):
-    "What the message of the test above advises gives the losses of one process."
-    case = {"demo": dict(kind="demo", mode="qlora", n=4, eval_strategy="no", max_steps=2, learning_rate=1e-3)}
-    assert (r := work([dict(case["demo"], out=str(tmp_path/"one"))])).returncode == 0, r.stderr[-3000:]
-    case["demo"]["config"] = dict(storage="float32")
-    assert (r := work(jobs("fsdp2", tmp_path/"two", case)[0], 2)).returncode == 0, r.stderr[-3000:]
-    (got, ran), (want, _) = log(tmp_path/"two"/"demo"), log(tmp_path/"one")
-    assert ran == "fsdp2" and got == pytest.approx(want, rel=1e-4)
