@@ -195,7 +195,7 @@ def data_demo(
     out:str="demo_data",       # folder to write
     seed:int=0,                # of the sampled harmful responses
 ):
-    "Make the demo data again (some twenty-five minutes)."
+    "Make the demo data again (some twenty minutes)."
     from derta_kit.build import make_demo
     make_demo(out, seed)
 

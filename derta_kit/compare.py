@@ -10,13 +10,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from peft import PeftModel
 from .loss import head_logits
 from .models import load, prompt_ids, text_ids, unwrap
 from .plots import NAMES, _bare, _style
 from .prefix_tree import Tree, collate, hidden_states, tree_limit
 from .probe import _curve, _groups, _opener_mass, _put, _read_positions, _response_trees, pair_ids
 from .refusals import refusal_token_id
+from peft import PeftModel
 
 # %% ../nbs/07b_compare.ipynb #86628aac
 class Models:

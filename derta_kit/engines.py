@@ -7,7 +7,8 @@ __all__ = ['ENGINES', 'EngineError', 'launched', 'choose_engine', 'check_shardab
            'engine_of', 'EngineCheck']
 
 # %% ../nbs/05b_engines.ipynb #13870aa7
-import importlib.util, os
+import importlib.util, logging, os
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # as in `models`: accelerate imports it, too
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin

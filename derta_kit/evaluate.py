@@ -208,6 +208,7 @@ def evaluate(
     "Ask every model everything, have it judged, and write rows.parquet and run.json into `out`; `ValueError` for a call that cannot be carried out."
     judges, out = list(judges) if isinstance(judges, (list,tuple)) else [judges], Path(out)
     if not models or not judges: raise ValueError("give at least one model and one judge")
+    if (out/"adapter_config.json").exists() or (out/"config.json").exists(): raise ValueError(f"{out} holds a model; choose a folder of the evaluation's own, such as {out}-eval")
     if len({j.name for j in judges}) < len(judges): raise ValueError(f"two judges are called {judges[0].name!r}; judges need different names")
     cases = [c for a in attacks for c in ([a] if isinstance(a, Case) else attack(a, questions or ()))]
     if not cases: raise ValueError("no cases to ask; give attacks, and questions for those that are names")

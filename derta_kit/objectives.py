@@ -7,7 +7,8 @@ __all__ = ['KINDS', 'HELPFUL', 'MLE', 'RTO', 'OBJECTIVES', 'Objective', 'objecti
            'TreeDataset', 'TreeCollator']
 
 # %% ../nbs/04_objectives.ipynb #7648f766
-import math, random
+import math, random, warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import repeat
 from fastcore.basics import patch
@@ -148,6 +149,7 @@ class TreeDataset:
         for c in ("prompt","safe","harmful"):
             for i,x in enumerate(_column(triples, c)):
                 if not x: raise ValueError(f"triple {i} has no {c}; fill it in first, with derta_kit.complete or derta_data complete")
+        if o.rto: self._same_word()
 
     def set_epoch(self,
         epoch:int,     # of training, from 0
@@ -156,6 +158,13 @@ class TreeDataset:
         self.epoch = epoch
 
     def __len__(self): return len(self.triples)+len(self.helpful)
+
+# %% ../nbs/04_objectives.ipynb #4d7690de
+@patch
+def _same_word(self:TreeDataset):
+    "Warn where most safe responses begin with another word than the refusal token's."
+    first = Counter((x.split(maxsplit=1) or [""])[0].strip(",.!:;*\"“”") for x in _column(self.triples, "safe")); w, n = self.o.word, first.total()
+    if first[w] < n/2: warnings.warn(f"{first[w]} of {n} safe responses begin with {w!r}, which is taught at every position of r̂; {first.most_common(1)[0][0]!r} is more usual here. Let them begin with one word, and name it: word=… of the objective (in a recipe, targets: {{word: …}})")
 
 # %% ../nbs/04_objectives.ipynb #60e00df0
 @patch

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd, torch
 from fastcore.basics import patch
 from .models import demo_path, lora_config
-from .recipes import Recipe, accumulation
+from .recipes import Recipe, accumulation, dealt
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -223,6 +223,7 @@ def plan(
     room, ops = DEVICES.get(device.lower(), (torch.cuda.get_device_properties(0).total_memory if acc and acc.type=="cuda" else 0, 300e12)) if device!="cpu" else (os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES"), 1e11)
     room = memory_gb*1e9 or room
     if not room: raise ValueError(f"device {device!r} is not known; use {', '.join(DEVICES)}, cpu, or give its memory in GB")
+    if r.step % devices == 0: r = dealt(r, devices)
     config, kw = model_config(r.model), dict(offload=offload, cpu=device=="cpu")
     s, parts, mean = shape(config, r.mode, r.lora), memory(r, config, devices, **kw), mean or r.max_length//2
     step = r.step or r.batch*devices

@@ -28,7 +28,7 @@ def paper_asr(
     "Attack success rates as printed in the paper (Tables 2, 4 and 10); `FileNotFoundError` where the data are not."
     path = Path(path or shared_data("derta", "paper_asr.json") or "paper_asr.json")
     try: d = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError: raise FileNotFoundError(ABSENT) from None
+    except FileNotFoundError: raise FileNotFoundError("The printed rates are not here: put paper_asr.json beside the release, in data/derta of DERTA_SHARED; 10d_published shows its form.") from None
     return pd.DataFrame(d["asr"]).T[d["attacks"]]
 
 # %% ../nbs/10d_published.ipynb #efe49b1c

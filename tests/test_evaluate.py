@@ -110,6 +110,12 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_table(tmp_path):
     pd.testing.assert_frame_equal(*(Evaluation.load(tmp_path/d).rows for d in ("whole","killed")))
 
 
+def test_the_folder_of_a_model_is_not_written_into(tmp_path):
+    (tmp_path/"adapter_config.json").write_text("{}"); (tmp_path/"run.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a model; choose a folder of the evaluation's own"): evaluate(dict(m=None), ["none"], Counting(), tmp_path, QS[:1])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "run.json"]
+
+
 def test_a_model_that_says_nothing_garbage_or_too_much(demo, tmp_path):
     tok = demo[1]
     def always(i, value=1.):

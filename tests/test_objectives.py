@@ -36,6 +36,15 @@ def test_one_word_responses(demo):
     assert len(t.nodes) == 2 and t.nodes[1].targets          # under three words: RTO only
 
 
+def test_another_first_word_than_is_taught_is_said(demo):
+    import warnings
+    rows = [dict(prompt="a", harmful="b", safe=s) for s in ("I can't help with that.", "I won't.", "Sorry, no.")]
+    with pytest.warns(UserWarning, match="1 of 3 safe responses begin with 'Sorry'.*'I' is more usual"): TreeDataset(demo[1], rows, o=objective("derta"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TreeDataset(demo[1], rows, o=objective("derta", word="I")); TreeDataset(demo[1], rows, o=objective("recaug")); TreeDataset(demo[1], rows[2:], o=objective("derta")); TreeDataset(demo[1], [], o=objective("derta"))
+
+
 def test_error_names_the_row(demo):
     _, tok = demo
     with pytest.raises(ValueError, match="triple 1: the prompt has"): TreeDataset(tok, [dict(prompt="a", safe="b", harmful="c"), dict(prompt="word "*600, safe="b", harmful="c")])[1]

@@ -5,7 +5,7 @@ from conftest import ROOT
 from derta_kit.objectives import Objective
 from derta_kit.plan import SHAPES, empty_model, memory, model_config, peak, plan, shape
 from derta_kit.records import DataError
-from derta_kit.recipes import accumulation, arguments, loading, make_recipe, read_recipe, targets
+from derta_kit.recipes import accumulation, dealt, arguments, loading, make_recipe, read_recipe, targets
 from derta_kit.train import DertaArguments
 
 BOOKS = sorted((ROOT/"scripts"/"recipes").glob("*.yaml"))
@@ -33,6 +33,13 @@ def test_no_is_a_word_where_a_strategy_is_asked_for(tmp_path):       # YAML read
     assert read_recipe(p).train == dict(eval_strategy="no", bf16=False) and read_recipe(p, ["train.save_strategy=no"]).train["save_strategy"] == "no"
 
 
+def test_a_batch_that_does_not_divide_a_step_is_made_smaller_and_said():
+    r = make_recipe(dict(data="a", out="b", step=128, batch=8))
+    with pytest.warns(UserWarning, match="batch: 4 rows at a time instead of 8, so that 32 devices share a step of 128"): a = arguments(r, 32)
+    assert (a["per_device_train_batch_size"], a["gradient_accumulation_steps"]) == (4, 1)
+    with pytest.raises(ValueError, match="128 rows a step cannot be dealt out to 3 devices"): arguments(r, 3)
+
+
 def test_sixteen_recipes_there_are(): assert {f.stem for f in BOOKS} == {f"{m}-{w}-{s}" for m in ("llama3-8b","llama3-70b","mistral-7b","mixtral-8x7b") for w in ("full","lora") for s in ("paper","ours")}
 
 
@@ -40,6 +47,7 @@ def test_sixteen_recipes_there_are(): assert {f.stem for f in BOOKS} == {f"{m}-{
 def test_a_recipe_becomes_arguments(book, tmp_path):
     r = read_recipe(book)
     assert accumulation(r, 8)*8*r.batch == 128 == r.step and r.epochs == 2
+    for world in (1, 32, 64, 128): assert accumulation(r, world)*world*dealt(r, world).batch == 128, "a step is the same on any number of devices"
     a = arguments(r, 8, cpu=True); a.pop("engine")
     DertaArguments(output_dir=str(tmp_path), report_to="none", **a); loading(r); o = targets(r)
     assert r.model in SHAPES and f"runs/{book.stem}" == r.out
