@@ -90,7 +90,8 @@ class LeaveOnSigterm(TrainerCallback):
         if not self.told or state.global_step >= state.max_steps: signal.signal(signal.SIGTERM, self.was); return      # else a second one, from a slower launcher, must not kill what is leaving
         if state.is_world_process_zero: print(f"SIGTERM: stopped after step {state.global_step} of {state.max_steps}, checkpoint saved; the same command goes on from there (exit code {REQUEUE}).", file=sys.stderr, flush=True)
         if state.is_local_process_zero and (mark := os.environ.get("DERTA_REQUEUE_MARK")): Path(mark).touch()        # torchrun hides the exit codes of its processes
-        if args.world_size > 1: torch.distributed.barrier(); torch.distributed.destroy_process_group()        # the first process to leave takes the meeting place with it; gloo's threads must not outlive Python        raise Preempted(state.global_step)
+        if args.world_size > 1: torch.distributed.barrier(); torch.distributed.destroy_process_group()     # the first process to leave takes the meeting place with it; gloo's threads must not outlive Python
+        raise Preempted(state.global_step)
 
 # %% ../nbs/06e_reliable.ipynb #d01a663a
 class FiniteGradients(TrainerCallback):
