@@ -66,17 +66,20 @@ def _probe(
     adapter:str="",            # folder of an adapter on that model
     model:str="demo",          # "demo", a hub id, or a folder
     out:str="",                # also write OUT.png and OUT.csv
+    show_harmful:store_true=False, # print and write the response's tokens
 ):
-    "Print P(refusal token), its rank and the opener mass at each position of a response."
+    "Print P(refusal token), its rank and the opener mass at each position of a response; its tokens are hidden."
     with _polite():
         from derta_kit import models
         from derta_kit.probe import refusal_curve
         from derta_kit.refusals import OPENERS
         c = refusal_curve(*models.load(model, adapter=adapter or None), prompt, response, openers=OPENERS)
-        print(c.to_frame().to_string())
+        f = c.to_frame()
+        if not show_harmful: f["token"] = [re.sub(r"\S", "▒", t) for t in f.token]
+        print(f"{f.to_string(float_format='%.3g')}\n\nP({c.word!r}): {c.prob[0]:.3g} at the start, {c.prob[2:].mean() if len(c.prob) > 2 else float('nan'):.3g} from token 2 on")
         if out:
             with models.atomically(f"{out}.png") as p: c.plot().figure.savefig(p, dpi=130)
-            with models.atomically(f"{out}.csv") as p: c.to_frame().to_csv(p)
+            with models.atomically(f"{out}.csv") as p: f.to_csv(p)
 
 # %% ../nbs/14_cli.ipynb #d8ca1e96
 def derta_probe(

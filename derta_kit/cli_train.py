@@ -23,7 +23,7 @@ def _parser():
     for f in fields(Recipe):
         if f.name!="data" and _KINDS[f.name] is not dict:
             p.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=docs[f.name] + (f" (default: {f.default})" if f.default not in (MISSING, "") else ""))
-    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of a recipe, such as lr=1e-4, lora.r=32 or targets.word=I")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of a recipe, such as lr=1e-4, lora.r=32, targets.word=I or train.max_steps=100")
     p.add_argument("--plan", action="store_true", help="print parameters, memory, tokens and hours, and stop; loads no weights")
     p.add_argument("--device", default="", help="with --plan: h200, h100, a100, a100-40, l40s, rtx4090 or cpu")
     p.add_argument("--devices", type=int, default=0, help="with --plan: how many of them (default: those of the launcher)")

@@ -152,7 +152,9 @@ _QUESTIONS = ("prompt", "question", "instruction", "goal", "Goal", "forbidden_pr
 
 def _question(r):
     "Questions alone, perhaps with a category."
-    return Triple(r.text(next((q for q in _QUESTIONS if q in r), "prompt")), "", "", "questions", r.optional(next((c for c in ("category","Category","type") if c in r), "category")))
+    q, kind = next((q for q in _QUESTIONS if q in r), "prompt"), next((c for c in ("category","Category","type") if c in r), "category")
+    if left := sorted(str(k) for k,v in r.row.items() if k not in (q, kind, "target", "Target", "behavior", "Behavior") and isinstance(v, str) and len(v.split()) > 2): r.notes[f"only questions are read, not the columns {', '.join(left)}; say which is which with columns=dict(prompt=…, safe=…, harmful=…), on the command line --columns prompt=…,safe=…,harmful=…"] += 1
+    return Triple(r.text(q), "", "", "questions", r.optional(kind))
 
 # %% ../nbs/01c_layouts.ipynb #0d9bdaaf
 _INST = re.compile(r"\s*\[INST\]\s?(.*?)\s?\[\\INST\](.*)", re.DOTALL)

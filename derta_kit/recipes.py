@@ -189,7 +189,7 @@ def arguments(
     cpu:bool=True,     # train on the CPU
 )->dict:
     "Arguments for `train.fine_tune`."
-    if (d := dealt(r, world)).batch < r.batch and os.environ.get("RANK", "0")=="0": warnings.warn(f"batch: {d.batch} rows at a time instead of {r.batch}, so that {world} devices share a step of {r.step} evenly")
+    if (d := dealt(r, world)).batch < r.batch and os.environ.get("RANK", "0")=="0": warnings.warn(f"batch: {d.batch} rows at a time instead of {r.batch}, so that a step of {r.step} is dealt out evenly ({world} × {d.batch})")
     r = d
     warmup = dict(warmup_steps=r.warmup if r.warmup < 1 else int(r.warmup))
     return {**dict(num_train_epochs=r.epochs, learning_rate=r.lr, lr_scheduler_type=r.schedule, **warmup, weight_decay=r.weight_decay, per_device_train_batch_size=r.batch, gradient_accumulation_steps=accumulation(r, world),

@@ -33,6 +33,11 @@ PARTIAL = dict(
 )
 
 
+def test_text_beside_questions_is_not_passed_over_in_silence():
+    with pytest.warns(UserWarning, match="2 of 2 triples: only questions are read, not the columns bad, good; say which is which"):
+        assert read_triples([dict(question=f"How do I do {i}?", good="Sorry, I can't help.", bad="Sure, here you go.", id="7") for i in range(2)])["safe"][:] == ["", ""]
+
+
 @pytest.mark.parametrize("row", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_full_layouts(tmp_path, row):
     write_jsonl([row], tmp_path/"x.jsonl"); t = read_triples(tmp_path/"x.jsonl")

@@ -35,7 +35,7 @@ def test_no_is_a_word_where_a_strategy_is_asked_for(tmp_path):       # YAML read
 
 def test_a_batch_that_does_not_divide_a_step_is_made_smaller_and_said():
     r = make_recipe(dict(data="a", out="b", step=128, batch=8))
-    with pytest.warns(UserWarning, match="batch: 4 rows at a time instead of 8, so that 32 devices share a step of 128"): a = arguments(r, 32)
+    with pytest.warns(UserWarning, match="batch: 4 rows at a time instead of 8, so that a step of 128"): a = arguments(r, 32)
     assert (a["per_device_train_batch_size"], a["gradient_accumulation_steps"]) == (4, 1)
     with pytest.raises(ValueError, match="128 rows a step cannot be dealt out to 3 devices"): arguments(r, 3)
 
