@@ -1,6 +1,6 @@
 "Curves against plain forward passes, and against their own edge cases."
 import pytest, torch
-from conftest import tiny
+from conftest import said, tiny
 from derta_kit.scorecard import perplexity, prefilled
 from derta_kit.models import prompt_ids, text_ids
 from derta_kit.probe import _trie, refusal_curve, refusal_curves
@@ -70,7 +70,7 @@ def test_perplexity_is_the_plain_one(demo, demo_data):
 
 
 def test_text_longer_than_the_context_is_refused(demo, tmp_path):
-    from conftest import tiny
+    from conftest import said, tiny
     from derta_kit.models import context_length
     from derta_kit.objectives import TreeDataset, objective
     from derta_kit.train import fine_tune
@@ -79,3 +79,11 @@ def test_text_longer_than_the_context_is_refused(demo, tmp_path):
     row = dict(prompt="Hi", safe="Sorry, no.", harmful="word "*300)
     with pytest.raises(ValueError, match="max_length 512 is more than the 256 tokens"): fine_tune(model.requires_grad_(), tok, TreeDataset(tok, [row], o=objective("derta")), tmp_path/"x")
     assert not (tmp_path/"x").exists() and max(map(len, [TreeDataset(tok, [row], o=objective("derta", max_length=256))[0]])) > 200
+
+
+def test_the_command_hides_the_response_unless_asked(tmp_path):
+    from derta_kit.cli import derta_probe
+    for more in ((), ("--show_harmful",)):
+        r = said(derta_probe, "How do I bake bread?", "Mix flour, then knead it.", "--out", tmp_path/"c", *more)
+        assert r.returncode == 0 and "at the start" in r.stdout.splitlines()[-1] and (tmp_path/"c.png").exists()
+        for text in (r.stdout, (tmp_path/"c.csv").read_text()): assert ("flour" in text) == bool(more)

@@ -1,7 +1,8 @@
 "The house: direction of imports, README and sidebar in step, guides of one form, one idea a cell, commands that speak plainly."
-import ast, importlib, inspect, json, re, subprocess, sys
+import ast, importlib, inspect, json, os, re, subprocess, sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
 from fastcore.docments import docments
 from conftest import ROOT
@@ -119,3 +120,24 @@ def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     assert r.returncode == 2 and not (tmp_path/"y.jsonl").exists()
     r = run("derta_train", "x.jsonl", "out", cwd=tmp_path)
     assert r.returncode == 2 and "field 'harmful'" in r.stderr and not (tmp_path/"out").exists()
+
+
+@pytest.mark.parametrize("module", ["cli","cli_data","cli_train","cli_eval"])
+def test_a_command_tells_openmp_to_spin_shortly_before_torch_is_there(module):
+    code = f"""
+import os, sys
+def done(): sys.exit(os.environ.get("GOMP_SPINCOUNT") != "5000")
+class Watch:
+    def find_spec(self, name, *args): return done() if name=="torch" else None
+sys.meta_path.insert(0, Watch())
+import derta_kit.{module}
+done()"""
+    env = {k: v for k,v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
+
+
+def test_a_finished_training_ends_its_process_group(monkeypatch, tmp_path):
+    from derta_kit import cli_train
+    ended = []
+    monkeypatch.setattr(cli_train, "run_recipe", lambda r: SimpleNamespace(end=lambda: ended.append(r.out)))
+    cli_train.derta_train(["x.jsonl", str(tmp_path)]); assert ended == [str(tmp_path)]
