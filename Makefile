@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/derta_demo
 
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir=nbs
+	$(BIN)/jupyter lab --notebook-dir=nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY)
 	$(BIN)/python tests/bench.py
