@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_ROOT_USER_ACTION ?= ignore
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export PYTHONWARNINGS ?= ignore::FutureWarning
 # Threads that wait spin only shortly: beside another busy program a step takes twice the time, not ten times (see nbs/14_cli).
 export GOMP_SPINCOUNT ?= 5000
@@ -19,6 +21,7 @@ $(READY): setup.py settings.ini constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+	@echo "Ready: make demo, make lab, make test; or source $(BIN)/activate, and derta_demo --help"
 
 # Huge pages for what malloc hands out (glibc; elsewhere it says nothing): a step of training takes 0.82 of the time.
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1

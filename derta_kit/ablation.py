@@ -24,7 +24,7 @@ from .pages import write_page
 from .plots import NAMES
 from .report import record
 from .speak import Decoding, Recheck
-from .tables import asr, asr_figure, cell, paired, position_figure
+from .tables import asr, asr_figure, cell, paired, points, position_figure
 from transformers import set_seed
 
 # %% ../nbs/13d_ablation.ipynb #75a7d3e2
@@ -140,7 +140,7 @@ def against_vanilla(
 )->pd.DataFrame:
     "Points of attack success that each model differs from vanilla, paired by seed and case, bootstrap over questions."
     out = [paired(rows, m, "vanilla").assign(model=NAMES.get(m, m)) for m in rows.model.unique() if m!="vanilla"]
-    d = pd.concat(out); d["points"] = [f"{100*x:+.0f} ({100*l:+.0f} to {100*h:+.0f})" for x,l,h in zip(d.difference, d.low, d.high)]
+    d = pd.concat(out); d["points"] = [points(x) for x in d.to_dict("records")]
     return d.pivot(index="model", columns="attack", values="points").reindex(index=d.model.unique(), columns=d.attack.unique()).rename_axis(index=None, columns=None)
 
 # %% ../nbs/13d_ablation.ipynb #55f0799b

@@ -41,6 +41,15 @@ def _act(prog, actions, usage, stopped, argv):
         if argv[0] not in actions: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(actions)}")
         f = actions[argv[0]]; f(**_options(f, argv[1:], f"{prog} {argv[0]}"))
 
+# %% ../nbs/14_cli.ipynb #f76dfb03
+def _columns(
+    text,          # prompt=q,safe=good,harmful=bad
+)->dict:
+    "What a layout of one's own calls its columns, as written on a command line."
+    named = [kv.partition("=") for kv in text.split(",") if kv]
+    if bad := [k for k,eq,v in named if not (k and eq and v)]: raise ValueError(f"--columns {text}: expected prompt=NAME,safe=NAME,harmful=NAME, found {bad[0]!r}")
+    return {k.strip(): v.strip() for k,_,v in named}
+
 # %% ../nbs/14_cli.ipynb #74851812
 def _demo(
     out:str="runs/demo",           # run folder; the same command goes on from what is finished there

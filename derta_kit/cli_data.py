@@ -10,15 +10,13 @@ __all__ = ['data_check', 'data_convert', 'data_complete', 'data_gate', 'data_car
 import re
 from pathlib import Path
 from fastcore.script import store_true
-from .cli import _act
+from .cli import _act, _columns
 
 # %% ../nbs/14a_data_cli.ipynb #20d1507e
 def _read(source, on_error="raise", columns="", split="train"):
     "Triples from SOURCE; `columns` as it is written on the command line."
     from derta_kit.data import read_triples
-    named = [kv.partition("=") for kv in columns.split(",") if kv]
-    if bad := [k for k,eq,v in named if not (k and eq and v)]: raise ValueError(f"--columns {columns}: expected prompt=NAME,safe=NAME,harmful=NAME, found {bad[0]!r}")
-    return read_triples(source, on_error, columns={k.strip(): v.strip() for k,_,v in named} or None, split=split)
+    return read_triples(source, on_error, columns=_columns(columns) or None, split=split)
 
 def _pairs(source):
     "Helpful pairs, if any were named."
@@ -26,9 +24,9 @@ def _pairs(source):
     return read_pairs(source) if source else ()
 
 def _tokenizer(model):
-    from derta_kit.models import demo_path
+    from derta_kit.models import model_path
     from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(demo_path() if model=="demo" else model, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(model_path(model), trust_remote_code=False)
 
 def _need(out, what="--out"):
     if not out: raise ValueError(f"say where to write: {what}")

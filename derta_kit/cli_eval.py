@@ -63,8 +63,8 @@ def eval_run(
     base:str="demo",           # what adapters sit on: "demo", a hub id, or a folder
     judge_url:str="",          # a second judge: address of a server whose model is given the paper's guideline
     judge_model:str="",        # what that server calls the model
-    xstest:str="",             # XSTest's prompts (CSV), for over-refusal; without: a quarter of the demo's harmless ones
-    harmless:int=0,            # only so many of the demo's held-out harmless prompts, for perplexity; 0: all
+    xstest:str="",             # XSTest's prompts (CSV), for over-refusal; without: the demo's harmless ones
+    harmless:int=0,            # how many of the demo's 160 held-out harmless prompts; 0: all for perplexity, a quarter of them for over-refusal
     max_new_tokens:int=256,    # of each response
     slots:int=64,              # responses written at one time
     show_harmful:store_true=False, # leave harmful text readable in the page
@@ -77,7 +77,7 @@ def eval_run(
     from derta_kit.judges import RuleJudge
     from derta_kit.pages import write_page
     from derta_kit.speak import Decoding
-    from derta_kit.tables import asr_table
+    from derta_kit.tables import asr_table, few_questions
     ms = dict(_model(s.strip()) for s in models.split(",") if s.strip())
     rows, judges = _questions(questions, n), [RuleJudge()]
     if judge_url:
@@ -86,10 +86,10 @@ def eval_run(
         judges.append(GuidelineJudge(Endpoint(judge_url, judge_model)))
     cases = [c for a in attacks.split(",") for c in attack(a.strip(), rows)]
     held = _some(list(demo_data()["benign_eval"]), harmless)
-    cases += xstest_cases(xstest) if xstest else harmless_cases(held[::4])
+    cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots)
-    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals\n\n" + asr_table(e.rows).to_string(), f"\n\nThe report: {write_page(e, show_harmful=show_harmful)}")
+    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *few_questions(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9
 def eval_page(

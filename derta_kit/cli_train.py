@@ -9,7 +9,7 @@ __all__ = ['parse', 'run_recipe', 'derta_train']
 import argparse, json, os, sys
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from .cli import _polite
+from .cli import _columns, _polite
 from .recipes import Recipe, _KINDS, _parse, make_recipe
 from fastcore.docments import docments
 
@@ -23,6 +23,7 @@ def _parser():
     for f in fields(Recipe):
         if f.name!="data" and _KINDS[f.name] is not dict:
             p.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=docs[f.name] + (f" (default: {f.default})" if f.default not in (MISSING, "") else ""))
+    p.add_argument("--columns", default=argparse.SUPPRESS, help="your own columns: prompt=q,safe=good,harmful=bad")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of a recipe, such as lr=1e-4, lora.r=32, targets.word=I or train.max_steps=100")
     p.add_argument("--plan", action="store_true", help="print parameters, memory, tokens and hours, and stop; loads no weights")
     p.add_argument("--device", default="", help="with --plan: h200, h100, a100, a100-40, l40s, rtx4090 or cpu")
@@ -38,6 +39,7 @@ def parse(
     "(recipe, other options) of a command line."
     a = vars(_parser().parse_args(argv))
     file, rest = a.pop("recipe"), {k: a.pop(k) for k in ("set","plan","device","devices","memory","offload")}
+    if "columns" in a: a["columns"] = _columns(a["columns"])
     values, lines = _parse(Path(file).read_text(encoding="utf-8"), file) if Path(file).suffix in (".yaml",".yml") else (dict(data=file), {})
     if rest["plan"]: values.setdefault("out", "planned")        # nothing is written
     return make_recipe({**values, **a}, file, lines, rest.pop("set"), set(a)), rest
@@ -47,7 +49,7 @@ def _data(r):
     "(triples, helpful pairs, how many of the triples are trained on)."
     from derta_kit.data import read_triples
     from derta_kit.mix import read_pairs
-    triples, pairs = read_triples(r.data), read_pairs(r.helpful) if r.helpful else []
+    triples, pairs = read_triples(r.data, columns=r.columns or None), read_pairs(r.helpful) if r.helpful and r.objective!="dpo" else []
     return triples, pairs, len(triples)-min(r.held_out, len(triples)//2)
 
 # %% ../nbs/14b_train_cli.ipynb #adeabec2
@@ -73,7 +75,7 @@ def _prefer(r, args, triples, n):
     return train_dpo(m, tok, triples.select(range(n)), r.out, r.max_length, callbacks=[S.LeaveOnSigterm()], **{**{k: v for k,v in args.items() if k not in ("budget","engine")}, **r.dpo})
 
 # %% ../nbs/14b_train_cli.ipynb #04ecdaf4
-_PLACES = ("data", "helpful", "out", "engine", "save_steps")
+_PLACES = ("data", "columns", "helpful", "out", "engine", "save_steps")
 
 def _own(r, hashes):
     "Claim `r.out` for this run; a run that left nothing owns nothing."
@@ -108,11 +110,13 @@ def run_recipe(
     triples, pairs, n = _data(r)
     hashes = {k: data_hash(v) for k,v in dict(triples=triples, helpful=pairs).items()}
     S.check_folder(r.out, 0); set_seed(r.seed)
-    if os.environ.get("RANK", "0")=="0": _own(r, hashes)
+    if os.environ.get("RANK", "0")=="0":
+        _own(r, hashes)
+        print(f"{n} triples and {len(pairs)} helpful pairs to train on" + (f"; {len(triples)-n} triples kept back to log P(refusal) on (held_out)" if n < len(triples) else ""), flush=True)
     world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(r, world, not torch.accelerator.is_available())
     with S.saved_from_full_disk(r.out), S.explained_memory(r, world):
         tr = _prefer(r, args, triples, n) if r.objective=="dpo" else _fit(r, args, triples, pairs, n)
-    if tr.is_world_process_zero(): _keep(r, tr, hashes, dict(triples=n, helpful=0 if r.objective=="dpo" else len(pairs), held_out=len(triples)-n), world)
+    if tr.is_world_process_zero(): _keep(r, tr, hashes, dict(triples=n, helpful=len(pairs), held_out=len(triples)-n), world)
     return tr
 
 # %% ../nbs/14b_train_cli.ipynb #4ea42646

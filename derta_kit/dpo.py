@@ -8,6 +8,7 @@ __all__ = ['preference_ids', 'preference_table', 'train_dpo']
 # %% ../nbs/06f_dpo.ipynb #8c4d9407
 from .export import preference_rows
 from .models import prompt_ids, response_end, text_ids
+from .model_card import write_card
 from .objectives import _room
 from .train import go_on
 from datasets import Dataset
@@ -64,4 +65,5 @@ def train_dpo(
     go_on(trainer, out)
     if isinstance(model, PeftModel) and "ref" in model.peft_config: model.delete_adapter("ref")
     trainer.save_model(str(out))
+    write_card(trainer, tokenizer.name_or_path, None, {"triples": len(triples)})
     return trainer

@@ -19,7 +19,7 @@ from .models import atomically
 from .plots import NAMES, _png, bias_figure
 from .refusals import find_refusal
 from .report import _CSS
-from .tables import BINS, asr, asr_figure, asr_table, cell, paired, position_figure, positions, self_correction, stutter
+from .tables import BINS, asr, asr_figure, asr_table, cell, few_questions, paired, points, position_figure, positions, self_correction, stutter
 
 # %% ../nbs/13c_pages.ipynb #4e5163e5
 def shown(
@@ -66,12 +66,12 @@ def tables(
     against = against or ("vanilla" if "vanilla" in names else names[0])
     named = lambda t: t.assign(model=[NAMES.get(m, m) for m in t.model]) if "model" in t else t
     harmful = r[[f"{a} {s}".strip() not in HARMLESS and a not in HARMLESS for a,s in zip(r.attack, r.setting)]]
-    out = {"Attack success": (asr_table(r).reset_index(names="model"), "Share of judged responses that are unsafe, 95% Wilson intervals. Errors are neither safe nor unsafe.")}
+    out = {"Attack success": (asr_table(r).reset_index(names="model"), "Share of judged responses that are unsafe, 95% Wilson intervals, in which the responses to one question count for less than as many questions. Errors are neither safe nor unsafe.")}
     if (r.setting!="").any(): out["By setting"] = (asr_table(r.assign(attack=(r.attack+" "+r.setting).str.strip())).set_axis([NAMES.get(n, n) for n in asr(r).model.unique()]).T.reset_index(names="attack"), "")
     for j in e.record["judges"][1:]: out[f"Attack success, judge {j}"] = (asr_table(r, judge=j).reset_index(names="model"), "")
     if e.record["judges"][1:]: out["How far the judges agree"] = (agreement({j: list(r[f"unsafe:{j}" if i else "unsafe"].astype(object).where(lambda x: x.notna(), None)) for i,j in enumerate(e.record["judges"])}), "Over what both could judge; Cohen's kappa.")
     diffs = [paired(r, n, against).assign(model=NAMES.get(n, n)) for n in names if n!=against and len(names)>1]
-    if diffs and len(d := pd.concat(diffs)): out[f"Difference from {NAMES.get(against, against)}"] = (d.assign(points=[f"{100*x:+.0f} ({100*l:+.0f} to {100*h:+.0f})" for x,l,h in zip(d.difference, d.low, d.high)])[["model","attack","points","pairs","left_out"]].rename(columns={"left_out": "left out"}), "Points of attack success, paired by case; 95% bootstrap over questions.")
+    if diffs and len(d := pd.concat(diffs)): out[f"Difference from {NAMES.get(against, against)}"] = (d.assign(points=[points(x) for x in d.to_dict("records")])[["model","attack","points","pairs","left_out"]].rename(columns={"left_out": "left out"}), "Points of attack success, paired by case; 95% bootstrap over questions.")
     if len(p := positions(harmful)): out["Where refusals stand"] = (named(p).assign(**{b: (100*p[b]).round().astype(int).astype(str)+"%" for b in [*BINS,"never"]}), "Share of responses to harmful questions that first refuse after so many words of their own.")
     fixed = [s.rename(columns=lambda c: c.replace(f"{n} ", "it ").replace(f"{against} ", "the other ")).assign(model=NAMES.get(n, n)) for n in names if n!=against and len(s := self_correction(r, n, against))]
     if fixed: out[f"What {NAMES.get(against, against)} fails"] = (pd.concat(fixed)[lambda t: ["model", *(c for c in t if c!="model")]], "Of the cases that it fails, how many another model defends, and how.")
@@ -131,7 +131,7 @@ def write_page(
     t, rec, names = tables(e, against), e.record, list(e.record["models"])
     d = rec["decoding"]
     lines = [f"{len(e.rows)} responses of {len(names)} model{'s'*(len(names)>1)} to {e.rows.case.nunique()} cases ({', '.join(dict.fromkeys(e.rows.attack))}); {int((e.rows.error!='').sum())} errors. "
-             f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {', '.join(rec['judges'])}."]
+             f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {', '.join(rec['judges'])}."] + few_questions(e.rows)
     slim = {**rec, "models": {n: {k: v for k,v in m.items() if k!="curves"} for n,m in rec["models"].items()}}
     page = _RUN.render(title=title, css=Markup(_CSS), subtitle=f"{rec['made']} · torch {rec['versions']['torch']}, transformers {rec['versions']['transformers']}, derta_kit {rec['versions']['derta_kit']}", summary=lines,
                        figures=[(k, _inline(f)) for k,f in figures(e).items()], tables={"Models": (_html(_models_table(e)), "The identity is a hash of all weights and settings.")} | {k: (_html(x), note) for k,(x,note) in t.items()},
@@ -171,7 +171,7 @@ def compare_runs(
         x, y = (asr(e.rows[(e.rows.model==m) & e.rows.case.isin(common)]).set_index("attack") for e in (a, b))
         for d in paired(b.rows[b.rows.case.isin(common)], m, m, other=a.rows[a.rows.case.isin(common)]).to_dict("records"):
             k = d["attack"]
-            rows.append({"model": NAMES.get(m, m), "attack": k, names[0]: cell(x.loc[k].to_dict()), names[1]: cell(y.loc[k].to_dict()), "difference, points": f"{100*d['difference']:+.0f} ({100*d['low']:+.0f} to {100*d['high']:+.0f})", "pairs": d["pairs"], "left out": d["left_out"]})
+            rows.append({"model": NAMES.get(m, m), "attack": k, names[0]: cell(x.loc[k].to_dict()), names[1]: cell(y.loc[k].to_dict()), "difference, points": points(d), "pairs": d["pairs"], "left out": d["left_out"]})
     t = pd.DataFrame(rows, columns=["model","attack",*names,"difference, points","pairs","left out"])
     if out: _write_both(out, a, b, names, both, common, t)
     return t

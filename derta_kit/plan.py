@@ -11,7 +11,7 @@ import math, os
 from dataclasses import dataclass, field, replace
 import pandas as pd, torch
 from fastcore.basics import patch
-from .models import demo_path, lora_config
+from .models import lora_config, model_path
 from .recipes import Recipe, accumulation, dealt
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -32,8 +32,9 @@ def model_config(
     "The configuration of a model: known here, in a folder, or on the hub; a configuration is handed back."
     if not isinstance(name, str): return name
     if name in SHAPES: return AutoConfig.for_model(**SHAPES[name])
-    try: return AutoConfig.from_pretrained(str(demo_path() if name=="demo" else name), trust_remote_code=False)
-    except Exception as e: raise OSError(f"{name}: no configuration could be had ({type(e).__name__}); check the name and the connection, or pass the folder of the model") from None
+    path = model_path(name)
+    try: return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as e: raise OSError(f"{name}: no configuration could be had ({type(e).__name__}); check the folder, or the connection") from None
 
 # %% ../nbs/06c_plan.ipynb #53648085
 def empty_model(
@@ -159,6 +160,7 @@ class Plan:
     hours:float         # of the run, or of one step where the rows are not known
     would:list=field(default_factory=list)   # settings that would fit
     mean:int=0          # tokens a row
+    assumed:bool=False  # no device was named, and there is none here
     @property
     def fits(self): return self.peak <= self.room*(1-_RESERVE)
 
@@ -167,11 +169,13 @@ class Plan:
         return pd.DataFrame({"GB": {**{k: v/1e9 for k,v in self.parts.items()}, "at its fullest": self.peak/1e9}}).round(2)
 
 # %% ../nbs/06c_plan.ipynb #ecdb0d79
+def _about(hours): return f"about {hours:.1f} hours" if hours >= .95 else f"about {max(1, hours*60):.0f} minutes"
+
 @patch
 def __str__(self:Plan):
     p, r = self.parameters, self.recipe
-    head = f"{r.model}, {r.mode}: {p['all']/1e9:.2f} billion parameters, {p['trained']/1e9:.3f} billion trained; {self.devices} × {self.device}, engine {r.engine}"
-    steps = f"{self.tokens['step']:,} tokens a step ({self.tokens['rows']} rows of {self.mean}), {self.tokens['micro']:,} on a device at a time at the longest; " + (f"{self.tokens['steps']:,} steps, about {self.hours:.1f} hours" if self.tokens["steps"] else f"about {self.hours*1000:.1f} hours a thousand steps")
+    head = f"{r.model}, {r.mode}: {p['all']/1e9:.2f} billion parameters, {p['trained']/1e9:.3f} billion trained; {self.devices} × {self.device}{' (assumed, as there is no GPU here; name yours with --device)' if self.assumed else ''}, engine {r.engine}"
+    steps = f"{self.tokens['step']:,} tokens a step ({self.tokens['rows']} rows of {self.mean}), {self.tokens['micro']:,} on a device at a time at the longest; " + (f"{self.tokens['steps']:,} steps, {_about(self.hours)}" if self.tokens["steps"] else f"{_about(self.hours*1000)} a thousand steps")
     verdict = f"Fits: {self.peak/1e9:.1f} of {self.room/1e9:.0f} GB." if self.fits else f"CANNOT FIT: {self.peak/1e9:.1f} GB are needed on each device, {self.room*(1-_RESERVE)/1e9:.1f} of {self.room/1e9:.0f} GB can be used."
     would = "" if self.fits else "\n" + ("\n".join(f"  would fit: {w}" for w in self.would) or "  nothing that this plan knows of would make it fit")
     return f"{head}\n\n{self.table().to_string()}\n\n{steps}\n{verdict}{would}"
@@ -207,6 +211,12 @@ def changes(
     return found
 
 # %% ../nbs/06c_plan.ipynb #754f2000
+def _steps(r, rows, devices):
+    "Optimiser steps of a run, counted as the Trainer does; 0 where the rows are not known."
+    if not rows: return 0
+    if (most := int(r.train.get("max_steps", -1))) > 0: return most
+    return math.ceil(r.epochs*math.ceil(math.ceil(rows/(r.batch*devices))/(accumulation(r, devices) if r.step % devices==0 else r.step/(r.batch*devices))))
+
 def plan(
     r:Recipe,                # mode, batch, engine, data
     devices:int=1,           # that the run has
@@ -219,6 +229,7 @@ def plan(
 )->Plan:
     "Parameters, memory by part, tokens a step and hours of a run, from the configuration alone."
     acc = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    assumed = not device and not acc
     device = device or (torch.cuda.get_device_name() if acc and acc.type=="cuda" else "h100")
     room, ops = DEVICES.get(device.lower(), (torch.cuda.get_device_properties(0).total_memory if acc and acc.type=="cuda" else 0, 300e12)) if device!="cpu" else (os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES"), 1e11)
     room = memory_gb*1e9 or room
@@ -228,8 +239,8 @@ def plan(
     s, parts, mean = shape(config, r.mode, r.lora), memory(r, config, devices, **kw), mean or r.max_length//2
     step = r.step or r.batch*devices
     per = (6 if r.mode=="full" else 4) + 2*r.checkpointing
-    steps = math.ceil(rows/step*r.epochs) if rows else 0
-    hours = (steps or 1000)*step*mean*per*s.active/(ops*mfu*devices)/3600/(1 if steps else 1000)
-    p = Plan(r, devices, device, room, dict(all=s.base, trained=s.trained, active=s.active), parts, peak(parts, s), dict(step=step*mean, rows=step, micro=r.batch*r.max_length, steps=steps), hours if steps else hours*1, mean=mean)
+    steps = _steps(r, rows, devices)
+    hours = (steps or 1)*step*mean*per*s.active/(ops*mfu*devices)/3600
+    p = Plan(r, devices, device, room, dict(all=s.base, trained=s.trained, active=s.active), parts, peak(parts, s), dict(step=step*mean, rows=step, micro=r.batch*r.max_length, steps=steps), hours, mean=mean, assumed=assumed)
     if not p.fits: p.would = changes(r, config, s, devices, room, **kw)
     return p

@@ -105,7 +105,7 @@ def pair_ids(
     "Token ids of pairs, as far as the model can read them; `ValueError` for a response without tokens or a pair longer than the model's context."
     ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in pairs], context_length(model)
     for i,(q,r) in enumerate(ids):
-        if not r: raise ValueError(f"pair {i}: the response has no tokens")
+        if not r: raise ValueError(f"response {i} is empty: there is no position to look at")
         if len(q)+len(r) > room: raise ValueError(f"pair {i}: {len(q)} tokens of prompt and {len(r)} of response are more than the {room} that the model was made for; pass max_tokens={max(0, room-len(q))} or shorten it")
     return ids
 

@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 import yaml
 from .engines import ENGINES
+from .layouts import COLUMNS
 from .objectives import OBJECTIVES, Objective, objective
 from .records import DataError
 from .train import DertaArguments
@@ -49,6 +50,7 @@ class Recipe:
     held_out:int=8             # triples kept back, to log P(refusal) on; 0: none
     save_steps:int=50          # steps between checkpoints
     seed:int=0                 # of drawing and training
+    columns:dict=field(default_factory=dict)   # what the data calls them: prompt, safe, harmful, category, source
     targets:dict=field(default_factory=dict)   # further fields of Objective
     lora:dict=field(default_factory=dict)      # r, lora_alpha, lora_dropout, …
     load:dict=field(default_factory=dict)      # of from_pretrained
@@ -59,7 +61,7 @@ class Recipe:
 _KINDS = {f.name: f.type if isinstance(f.type, type) else eval(f.type) for f in fields(Recipe)}
 _CHOICES = dict(objective=METHODS, mode=("lora","qlora","full"), engine=("auto",*ENGINES), precision=tuple(PRECISION))
 _LEAST = dict(epochs=0, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=0, save_steps=1)
-_SUB = dict(targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
+_SUB = dict(columns={*COLUMNS}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
 
 # %% ../nbs/06b_recipes.ipynb #d4d138d6
 def _known(key, names):

@@ -16,6 +16,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from .engines import EngineCheck, check_shardable, choose_engine, engine_arguments, shard_on_cpu
 from .models import context_length
 from .loss import as_forward, step_total, tree_loss
+from .model_card import write_card
 from .objectives import KINDS, RTO, TreeCollator, TreeDataset
 from .prefix_tree import Node, Tree, collate, takes_blocks, tree_limit
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -246,4 +247,5 @@ def fine_tune(
     for w in watch: trainer.add_callback(w(trainer))
     go_on(trainer, out)
     trainer.save_model(str(out))
+    write_card(trainer, tokenizer.name_or_path, o, {"triples": len(getattr(dataset, "triples", dataset)), "helpful pairs": len(getattr(dataset, "helpful", ()))})
     return trainer

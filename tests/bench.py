@@ -1,12 +1,12 @@
 """`make bench`: every figure of speed and memory, each a ratio within one run, into nbs/results/bench.json, which nbs/92_bench shows.
 
-    python tests/bench.py [FILE] [SECTION …]       # demo long cuts growth (training) · plan · completion · probe · data
+    python tests/bench.py [FILE] [SECTION …]       # demo long cuts growth trl (training) · plan · completion · probe · data
 """
 import json, os, subprocess, sys, time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TRAIN = ("demo","long","cuts","growth")
+TRAIN = ("demo","long","cuts","growth","trl")
 
 
 def put(path, section, figures):

@@ -8,10 +8,11 @@ import gc, json, random, sys, tempfile, time
 from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from bench_train import plain_rows
 from derta_kit.loss import tree_loss
 from derta_kit.models import _bnb, _prepare, atomically, unwrap
 from derta_kit.objectives import objective, triple_tree
-from derta_kit.prefix_tree import collate, plain, takes_blocks
+from derta_kit.prefix_tree import collate, takes_blocks
 
 SHAPE = dict(vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192, rope_theta=500_000., tie_word_embeddings=False)
 TINY = dict(SHAPE, vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
@@ -28,7 +29,7 @@ def weights(folder, shape):
 
 def model_of(folder, attention):
     torch.manual_seed(0); dev = torch.device("cuda" if GPU else "cpu")
-    m = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": dev}, quantization_config=_bnb(torch.bfloat16), attn_implementation=attention)
+    m = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": dev}, quantization_config=_bnb(torch.bfloat16, torch.uint8), attn_implementation=attention)
     m = _prepare(m, "qlora", None, dict(r=16)); m.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
     return m, torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-4)
 
@@ -63,18 +64,18 @@ def measure(m, opt, loss_of, trees, micro, budget=None, steps=4):
 def trl(folder, trees, row, micro, steps=4):
     "The same by TRL's SFTTrainer, packing our exported labels."
     from datasets import Dataset
+    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
-    m, _ = model_of(folder, "flash_attention_2" if GPU and _has_flash() else "sdpa"); rows = []
-    for t in trees*(steps+1):
-        for r in plain(t):
-            n = r.nodes[0]; ids = n.ids+[END]*(max(x.i for x in n.targets)==len(n.ids)); labels = [-100]*len(ids)
-            for x in n.targets: labels[x.i] = x.id
-            rows.append(dict(input_ids=ids, labels=labels))
+    at = []
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args, **kwargs): sync(); at.append(time.perf_counter())
+    m, _ = model_of(folder, "flash_attention_2" if GPU and _has_flash() else "sdpa"); rows = list(plain_rows(trees*(steps+1), END))
     with tempfile.TemporaryDirectory() as d:
-        a = SFTConfig(output_dir=d, packing=True, max_length=row, per_device_train_batch_size=micro, max_steps=-1, num_train_epochs=1, gradient_checkpointing=True, bf16=GPU, use_cpu=not GPU, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True)
-        tr = SFTTrainer(m, a, train_dataset=Dataset.from_list(rows), processing_class=_Tok()); GPU and torch.cuda.reset_peak_memory_stats()
-        t = time.perf_counter(); tr.train(); sync()
-        return (time.perf_counter()-t)/(steps+1), torch.cuda.max_memory_allocated() if GPU else 0
+        a = SFTConfig(output_dir=d, packing=True, max_length=row, per_device_train_batch_size=micro, max_steps=-1, num_train_epochs=1, gradient_checkpointing=True, bf16=GPU, use_cpu=not GPU, report_to="none", save_strategy="no", logging_steps=1000, disable_tqdm=True)
+        tr = SFTTrainer(m, a, train_dataset=Dataset.from_list(rows), processing_class=_Tok(), callbacks=[Clock()]); GPU and torch.cuda.reset_peak_memory_stats()
+        tr.train(); tokens = sum(map(len, tr.train_dataset["input_ids"]))/(steps+1)
+        s = (at[-1]-at[0])/(len(at)-1)*len(at)/(steps+1)        # of all `trees` once; the first step, which warms up, is left out
+        return dict(triples_a_second=len(trees)/s, peak_gb=torch.cuda.max_memory_allocated()/2**30 if GPU else 0, tokens=tokens, mfu=mfu(m, tokens, s))
 
 
 def _has_flash():
@@ -111,7 +112,7 @@ def main(path, tiny=False):
                     got[f"{name}, {att}"] = dict(triples_a_second=n/s, peak_gb=peak/2**30, tokens=tokens, mfu=mfu(m, tokens, s)); print(row, name, att, got[f"{name}, {att}"], flush=True)
                 del m, opt; gc.collect(); GPU and torch.cuda.empty_cache()
             try:
-                s, peak = trl(folder, trees, row, micro); got["TRL, packing"] = dict(triples_a_second=n/s, peak_gb=peak/2**30); print(row, "TRL", got["TRL, packing"], flush=True)
+                got["TRL, packing"] = trl(folder, trees, row, micro); print(row, "TRL", got["TRL, packing"], flush=True)
             except ImportError as e: got["TRL, packing"] = dict(error=str(e))
             gc.collect(); GPU and torch.cuda.empty_cache(); out["rows"][row] = got
             with atomically(path) as p: p.write_text(json.dumps(out, indent=1))

@@ -1,7 +1,7 @@
 """Training: the tree layout against the method as its authors run it (two rows a triple, padded to the batch's longest, float32 logits at every position).
 
 Same triples, same model, same optimiser, the same loss (checked). Times are taken in turn in one process, peaks of memory each in a process of its own."""
-import gc, json, multiprocessing as mp, random, sys, threading, time
+import gc, json, multiprocessing as mp, random, sys, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 from derta_kit.data import demo_data
@@ -140,11 +140,39 @@ def price_of_a_cut(rounds=2):
     for c,t in some.items():
         (l,g), (l0,g0) = gradient(model, ours(BUDGET), t), gradient(model, ours(None), t); rows, _ = gradient(model, lambda m, t: tree_loss(m, collate(t, limit=0))[0], t)
         assert abs(l/rows-1) < 1e-5 and abs(l/l0-1) < 1e-5
-    fs = {c: lambda t=t: step(model, opt, ours(BUDGET), t) for c,t in some.items()} | {f"{c} rows": lambda t=t: step(model, opt, lambda m, t: tree_loss(m, collate(t, limit=0))[0], t) for c,t in some.items()}
-    took = in_turn(fs, rounds); cost = {c: count(model, collate(t, BUDGET)) for c,t in some.items()}
+    fs = {c: lambda t=t: step(model, opt, ours(BUDGET), t) for c,t in some.items()}
+    rows = {f"{c} rows": lambda t=t: step(model, opt, lambda m, t: tree_loss(m, collate(t, limit=0))[0], t) for c,t in some.items()}
+    took = in_turn(fs, 2*rounds) | in_turn(rows, rounds)       # apart: after a step that held gigabytes the next ones are slower for a while
+    cost = {c: count(model, collate(t, BUDGET)) for c,t in some.items()}
     for c,t in some.items():
-        out[c] = dict(time=took[c]/took[1], tokens_predict=cost[c]/cost[1], separate_rows=took[f"{c} rows"]/took[1], tokens=collate(t, BUDGET)["input_ids"].numel(), rows_tokens=collate(t, limit=0)["input_ids"].numel())
+        out[c] = dict(time=took[c]/took[1], tokens_predict=cost[c]/cost[1], separate_rows=took[f"{c} rows"]/took[1], seconds=took[c], tokens=collate(t, BUDGET)["input_ids"].numel(), rows_tokens=collate(t, limit=0)["input_ids"].numel())
     return out
+
+
+def plain_rows(trees, end):
+    "Every node with targets as a row of its own, as our export gives them: token ids, and labels of which -100 counts for nothing."
+    from derta_kit.prefix_tree import plain
+    for r in (r for t in trees for r in plain(t)):
+        n = r.nodes[0]; ids = n.ids+[end]*(max(x.i for x in n.targets)==len(n.ids)); labels = [-100]*len(ids)
+        for x in n.targets: labels[x.i] = x.id
+        yield dict(input_ids=ids, labels=labels)
+
+
+def against_trl(rounds=3, length=512):
+    "A step of TRL's SFTTrainer, packing our exported labels, and one of ours, packed, on the same triples of the demo mix; what TRL packs sees its neighbours on a CPU, so the losses differ."
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+    model, tok, opt = model_and_optimiser(); trees, at = trees_of(tok, "demo"), []
+    ours_takes = in_turn(dict(ours=lambda: step(model, opt, ours(BUDGET), trees)), rounds)["ours"]
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args, **kwargs): at.append(time.perf_counter())
+    model, tok, _ = model_and_optimiser()
+    with tempfile.TemporaryDirectory() as d:
+        a = SFTConfig(output_dir=d, packing=True, max_length=length, per_device_train_batch_size=64, max_steps=rounds+2, bf16=False, gradient_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no", logging_steps=100, disable_tqdm=True)
+        t = SFTTrainer(model, a, train_dataset=Dataset.from_list(list(plain_rows(trees, tok.eos_token_id))), processing_class=tok, callbacks=[Clock()]); t.train()
+        tokens = sum(map(len, t.train_dataset["input_ids"]))
+    return dict(times_faster=float(np.median(np.diff(at)))/ours_takes, tokens=collate(trees, BUDGET)["input_ids"].numel(), trl_tokens=tokens)
 
 
 def _grown(put, length, cuts, batch, vocab, rounds):
@@ -174,7 +202,7 @@ def how_cost_grows(rounds=3):
     return out
 
 
-SECTIONS = dict(demo=lambda: against_the_release("demo"), long=lambda: against_the_release("long", 1), cuts=price_of_a_cut, growth=how_cost_grows)
+SECTIONS = dict(demo=lambda: against_the_release("demo"), long=lambda: against_the_release("long", 1), cuts=price_of_a_cut, growth=how_cost_grows, trl=against_trl)
 
 
 def main(path="bench.json", *only):

@@ -268,6 +268,25 @@ def test_tables_against_plain_counting(seed):
         assert s["a fails"] == lost.sum() == s["b defends"]+s["not judged"]+(lost & B.unsafe.fillna(False)).sum() and s["b defends"] == s["after something was said"]+s["refusing at the start"]+s["without a refusal"]
 
 
+@pytest.mark.parametrize("together", [0., .7, 1.])
+def test_intervals_hold_where_questions_have_several_responses(together):
+    "Of 600 runs that asked 40 questions four times each, how many intervals hold the true rate? Wilson's over all 160 responses would hold it in 68% where a question's four responses go all one way."
+    from derta_kit.scorecard import rate, wilson
+    rng, q, held, plain = np.random.default_rng(0), np.repeat(range(40), 4), 0, 0
+    for _ in range(600):
+        p = rng.random(40) < .3; x = np.where(rng.random(160) < together, np.repeat(p, 4), rng.random(160) < .3)
+        r = rate(x, q); held += r["low"] <= .3 <= r["high"]; low, high = wilson(x.sum(), 160); plain += low <= .3 <= high
+        assert r["k"] == x.sum() and r["n"] == 160 and r["high"]-r["low"] >= high-low-1e-12
+    assert held/600 > .92 and (together==0 or plain/600 < .85)
+
+
+def test_a_run_that_asked_little_says_so(demo, tmp_path):
+    from derta_kit.pages import tables, write_page
+    e = evaluate(dict(base=demo, again=demo), attack("none", QS[:2]), Counting(), tmp_path, decoding=Decoding(4), helpful=[], desc=None)
+    assert "Too few questions to tell models apart: 2 under none" in write_page(e).read_text()
+    (d,) = [t for k,(t,_) in tables(e).items() if k.startswith("Difference")]; assert d.points.tolist() == ["+0 (too few questions)"]
+
+
 def test_what_a_person_sees_is_redacted_and_escaped(demo, tmp_path):
     from derta_kit.helpful import harmless_cases, over_refusal
     from derta_kit.pages import compare_runs, redacted_rows, write_page
@@ -318,6 +337,8 @@ def test_derta_eval(tmp_path, adapter, monkeypatch):
     from derta_kit.cli_eval import derta_eval
     monkeypatch.chdir(tmp_path)
     r = said(derta_eval, "run", "a", "--models", f"base,shaken={adapter}", "--n", "2", "--attacks", "none", "--harmless", "4", "--max_new_tokens", "4")
-    assert r.returncode == 0 and "The report: a/report.html" in r.stdout, r.stderr[-800:]
+    assert r.returncode == 0 and "The report: a/report.html" in r.stdout and "Too few questions" in r.stdout, r.stderr[-800:]
+    from derta_kit.evaluate import Evaluation
+    assert (Evaluation.load("a").rows.attack=="harmless").sum() == 2*4        # as many as asked for, of both models
     r = said(derta_eval, "compare", "a", "a"); assert r.returncode == 0 and "shaken" in r.stdout
     r = said(derta_eval, "measure"); assert r.returncode == 2 and "is no action" in r.stderr

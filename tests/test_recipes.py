@@ -83,6 +83,30 @@ def test_sharding_divides_and_offload_empties():
     assert off["weights"] == off["gradients"] == off["optimiser"] == 0 < off["gathered"]
 
 
+@pytest.mark.parametrize("kw", [{}, dict(step=12), dict(step=12, epochs=1.5), dict(epochs=3), dict(train=dict(max_steps=5)), dict(batch=100)], ids=str)
+def test_a_plan_counts_steps_as_the_trainer_does(kw, tmp_path):
+    from conftest import tiny
+    from derta_kit.objectives import TreeDataset
+    from derta_kit.train import DertaTrainer
+    from derta_kit.models import load
+    r, tok = make_recipe(dict(dict(data="-", out=str(tmp_path), batch=4, max_length=64), **kw)), load("demo")[1]
+    rows = [dict(prompt=f"Why {i}?", safe="Sorry, no.", harmful="some words") for i in range(29)]
+    a = arguments(r, 1); a.update(save_strategy="no", use_cpu=True)
+    t = DertaTrainer(tiny("llama", vocab_size=49152), DertaArguments(output_dir=r.out, report_to="none", **a), TreeDataset(tok, rows, o=targets(r)), tok)
+    assert plan(r, 1, "cpu", rows=29).tokens["steps"] == t.set_initial_training_values(t.args, t.get_train_dataloader())[-1]
+
+
+def test_columns_of_ones_own(tmp_path):
+    import json
+    from derta_kit.cli_train import _data, parse
+    (tmp_path/"mine.jsonl").write_text(json.dumps(dict(q="How?", good="Sorry, no.", bad="some words"))+"\n")
+    r, _ = parse([str(tmp_path/"mine.jsonl"), "out", "--columns", "prompt=q,safe=good,harmful=bad"])
+    assert r.columns == dict(prompt="q", safe="good", harmful="bad") and _data(r)[0][0]["safe"] == "Sorry, no."
+    (tmp_path/"r.yaml").write_text(f"data: {tmp_path}/mine.jsonl\nout: b\ncolumns:\n  prompt: q\n  safe: good\n  harmfull: bad\n")
+    with pytest.raises(DataError, match="line 6, field 'columns.harmfull': no such key; did you mean 'harmful'"): parse([str(tmp_path/"r.yaml")])
+    with pytest.raises(ValueError, match="expected prompt=NAME"): parse(["t.jsonl", "out", "--columns", "prompt"])
+
+
 def test_command_line(tmp_path):
     from derta_kit.cli_train import parse
     (tmp_path/"r.yaml").write_text("data: a\nout: b\nlr: 1e-4\nlora:\n  r: 4\n")
