@@ -9,7 +9,7 @@ __all__ = ['parse', 'run_recipe', 'derta_train']
 import argparse, json, os, sys
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from .cli import _columns, _polite
+from .cli import _columns, polite
 from .recipes import Recipe, _KINDS, _parse, make_recipe
 from fastcore.docments import docments
 
@@ -138,7 +138,7 @@ def derta_train(
     from derta_kit.engines import EngineError
     from derta_kit.train import NotFinite
     argv = list(sys.argv[1:] if argv is None else argv)
-    with _polite("Stopped. The same command goes on from the last checkpoint."):
+    with polite("Stopped. The same command goes on from the last checkpoint."):
         r, rest = parse(argv)
         if rest.pop("plan"): print(_plan(r, **rest)); return
         if not r.helpful and r.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)
