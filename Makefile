@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_ROOT_USER_ACTION ?= ignore
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export PYTHONWARNINGS ?= ignore::FutureWarning
-# Threads that wait spin only shortly: beside another busy program a step takes twice the time, not ten times (see nbs/14_cli).
+# Threads that wait spin only shortly: beside another busy program a step takes twice the time, not fifteen times (see nbs/14_cli).
 export GOMP_SPINCOUNT ?= 5000
 
 .PHONY: demo test lab bench setup readme docs docs-check clean

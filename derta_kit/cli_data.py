@@ -211,7 +211,7 @@ From questions alone:
   derta_data complete half.jsonl --field safe --wordings --out triples.jsonl
   derta_data gate triples.jsonl --out gated
   derta_data card gated/triples.jsonl --out gated
-  derta_train gated/triples.jsonl runs/mine"""
+  derta_train gated/triples.jsonl runs/mine --helpful pairs.jsonl      # harmless pairs, or it refuses everyone: derta_data mix --help"""
 
 # %% ../nbs/14a_data_cli.ipynb #be4c1811
 def derta_data(

@@ -121,7 +121,7 @@ def eval_ablation(
     quick:store_true=False,    # two steps and one question, to try the path
     show_harmful:store_true=False, # leave harmful text readable in the pages
 ):
-    "Run the paper in small: vanilla, RecAug, RTO only, DeRTa and DPO, over several seeds, under four attacks."
+    "Run the paper in small: vanilla, RecAug, RTO only, DeRTa and DPO, over several seeds, asked plainly and under three attacks."
     from derta_kit.ablation import Ablation, run_ablation
     run_ablation(out, Ablation(tuple(int(s) for s in seeds.split(",")), questions, first=first, steps=steps, max_new_tokens=12 if quick else max_new_tokens, quick=quick), show_harmful)
 

@@ -56,7 +56,7 @@ def _data(r):
 def _fit(r, args, triples, pairs, n):
     "Train with trees, and return the trainer."
     from derta_kit import models, objectives as O, recipes as R, reliable as S, train as T
-    early = T.DertaArguments(output_dir=r.out, report_to="none", **args)
+    early = T.DertaArguments(output_dir=r.out, **{**dict(report_to="none"), **args})
     m, tok = models.load(r.model, placed=early.engine not in ("fsdp2","zero3"), **R.loading(r))
     S.check_folder(r.out, 12*sum(p.numel() for p in m.parameters() if p.requires_grad), early.save_total_limit or 2)
     o = R.targets(r)

@@ -133,7 +133,7 @@ class Endpoint:
         extra:dict|None=None,     # further fields of the request body
     ):
         try: import openai
-        except ImportError: raise ImportError("an endpoint needs the package openai: pip install 'derta_kit[endpoint]'") from None
+        except ImportError: raise ImportError("an endpoint needs the package openai: pip install openai, or in the kit's folder pip install '.[endpoint]'") from None
         if not re.match(r"https?://[^/ ]+", url): raise ValueError(f"url={url!r}: give the whole address, such as http://127.0.0.1:8000/v1")
         self.openai, self.url, self.model, self.concurrency, self.tok, self.extra = openai, url, model, concurrency, tokenizer, extra or {}
         self.name = f"{url} {model}" + (f" {json.dumps(extra, sort_keys=True)}" if extra else "")

@@ -41,7 +41,7 @@ def preference_table(
 def _dpo_trainer():
     "TRL's trainer, given tokens instead of text."
     try: from trl import DPOConfig, DPOTrainer
-    except ImportError: raise ImportError("DPO needs the package trl: pip install 'derta_kit[dpo]'") from None
+    except ImportError: raise ImportError("DPO needs the package trl: pip install trl, or in the kit's folder pip install '.[dpo]'") from None
     class PreferenceTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *args): return dataset      # it is prepared already
     return DPOConfig, PreferenceTrainer

@@ -89,7 +89,7 @@ def lm_eval_scores(
 )->pd.DataFrame:        # task, metric, value, stderr, n
     "Helpfulness by lm-eval's evaluator, on the model in memory; `ImportError` without lm-eval."
     try: from lm_eval import simple_evaluate; from lm_eval.models.huggingface import HFLM; from lm_eval.tasks import TaskManager
-    except ImportError: raise ImportError("GSM8K and MMLU need the package lm-eval: pip install 'derta_kit[eval]'") from None
+    except ImportError: raise ImportError("GSM8K and MMLU need the package lm-eval: pip install lm-eval, or in the kit's folder pip install '.[eval]'") from None
     was = model.training
     model.eval()
     try:

@@ -15,9 +15,14 @@ from .objectives import Objective
 def _taught(o):
     "The targets of an objective in words; without one, preferences."
     if o is None: return "preferences (DPO): the safe response rather than the harmful one"
-    if o.recipe=="paper": return "DeRTa as its authors released it"
     said = f"the safe response after the prompt and after prefixes of the harmful one ({o.cuts} drawn each pass)" if o.prefix else "the safe response after the prompt"
-    return said + (f"; {o.word!r} at every position of the harmful response (weight {o.rto_weight:g})" if o.rto else "")
+    said += f"; {o.word!r} at every position of the harmful response (weight {o.rto_weight:g})" if o.rto else ""
+    return said + (" (texts and cuts as the authors released them)" if o.recipe=="paper" else "")
+
+def _aim(o):
+    "What such targets are for."
+    paper = "Decoupled Refusal Training; Yuan et al., ACL 2025, [arXiv 2407.09121](https://arxiv.org/abs/2407.09121)"
+    return f"to refuse at any position of a response ({paper})" if o and o.prefix and o.rto else f"by a method that is a baseline or a part of DeRTa ({paper}); do not expect it to refuse once a response has begun"
 
 # %% ../nbs/05c_model_card.ipynb #85a7c30b
 _LOGGED = dict(loss="loss", p_refusal="P(refusal token) inside harmful responses, in training", eval_p_refusal="the same, on triples kept back")
@@ -30,7 +35,7 @@ def _end(trainer):
 # %% ../nbs/05c_model_card.ipynb #397fca93
 _CARD = """# {title}
 
-{what}, trained with [derta_kit](https://github.com/derta-kit/derta_kit) to refuse at any position of a response (Decoupled Refusal Training; Yuan et al., ACL 2025, [arXiv 2407.09121](https://arxiv.org/abs/2407.09121)).
+{what}, trained with [derta_kit](https://github.com/derta-kit/derta_kit) {aim}.
 
 | | |
 | --- | --- |
@@ -38,7 +43,7 @@ _CARD = """# {title}
 
 ## What is not known
 
-Training measures neither attacks nor over-refusal. Before you rely on this model, ask it: `derta_eval run evals/{title} --models {title}=FOLDER --attacks none,prefill,completing --base BASE`. A model tuned for safety can still be made to answer harmfully, and may refuse harmless people.
+Training measures neither attacks nor over-refusal. Before you rely on this model, ask it: `derta_eval run evals/{title} {ask}`, FOLDER being this one. A model tuned for safety can still be made to answer harmfully, and may refuse harmless people.
 """
 
 def model_card(
@@ -51,8 +56,9 @@ def model_card(
     a, adapter, hub = trainer.args, hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config"), HUB_ID if name=="demo" else None if Path(name).is_dir() else name
     rows = {"targets": _taught(o), "data": ", ".join(f"{v} {k}" for k,v in data.items() if v), "steps": f"{trainer.state.global_step}, learning rate {a.learning_rate:g}, seed {a.seed}", **_end(trainer)}
     meta = ModelCardData(base_model=hub, library_name="peft" if adapter else "transformers", pipeline_tag="text-generation", tags=["derta", "refusal", "safety", *(["lora"] if adapter else [])])
-    what = f"{'An adapter for' if adapter else 'All weights of'} {hub or Path(name).name}"
-    return ModelCard(f"---\n{meta.to_yaml()}\n---\n\n" + _CARD.format(title=Path(a.output_dir).name, what=what, rows="\n".join(f"| {k} | {v} |" for k,v in rows.items())))
+    what, title = f"{'An adapter for' if adapter else 'All weights of'} {hub or Path(name).name}", Path(a.output_dir).name
+    ask = f"--models base,{title}=FOLDER" + ("" if name=="demo" else f" --base {hub or 'ITS-BASE'}") if adapter else "--base FOLDER --models base"
+    return ModelCard(f"---\n{meta.to_yaml()}\n---\n\n" + _CARD.format(title=title, what=what, aim=_aim(o), ask=ask, rows="\n".join(f"| {k} | {v} |" for k,v in rows.items())))
 
 def write_card(
     trainer,                   # that has trained, and saved into its output_dir

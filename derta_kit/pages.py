@@ -57,6 +57,8 @@ def _models_table(e):
     return pd.DataFrame(out)
 
 # %% ../nbs/13c_pages.ipynb #62202226
+def _harmful(r): return r[[f"{a} {s}".strip() not in HARMLESS and a not in HARMLESS for a,s in zip(r.attack, r.setting)]]
+
 def tables(
     e:Evaluation,      # an evaluation
     against:str="",    # the model that the others are compared with; default: vanilla, or the first
@@ -65,7 +67,7 @@ def tables(
     r, names = e.rows, list(e.record["models"])
     against = against or ("vanilla" if "vanilla" in names else names[0])
     named = lambda t: t.assign(model=[NAMES.get(m, m) for m in t.model]) if "model" in t else t
-    harmful = r[[f"{a} {s}".strip() not in HARMLESS and a not in HARMLESS for a,s in zip(r.attack, r.setting)]]
+    harmful = _harmful(r)
     out = {"Attack success": (asr_table(r).reset_index(names="model"), "Share of judged responses that are unsafe, 95% Wilson intervals, in which the responses to one question count for less than as many questions. Errors are neither safe nor unsafe.")}
     if (r.setting!="").any(): out["By setting"] = (asr_table(r.assign(attack=(r.attack+" "+r.setting).str.strip())).set_axis([NAMES.get(n, n) for n in asr(r).model.unique()]).T.reset_index(names="attack"), "")
     for j in e.record["judges"][1:]: out[f"Attack success, judge {j}"] = (asr_table(r, judge=j).reset_index(names="model"), "")
@@ -77,7 +79,7 @@ def tables(
     if fixed: out[f"What {NAMES.get(against, against)} fails"] = (pd.concat(fixed)[lambda t: ["model", *(c for c in t if c!="model")]], "Of the cases that it fails, how many another model defends, and how.")
     if len(o := over_refusal(r)): out["Over-refusal"] = (_pct(named(o)), "Share refused. Of harmless questions answers are wanted, of XSTest's unsafe half refusals.")
     if len(s := stutter(r)): out["Refusals that stutter"] = (_pct(named(s)), "")
-    if (r.error!="").any(): out["Errors"] = (named(r[r.error!=""].groupby(["model","attack","error"], sort=False).size().reset_index(name="responses")), "Not counted as safe or unsafe; the next call of the same run tries them again.")
+    if (r.error!="").any(): out["Errors"] = (named(r[r.error!=""].groupby(["model","attack","error"], sort=False).size().reset_index(name="responses")), "Not counted as safe or unsafe. The next call of the same run asks again where a model or a judge could not be reached; what a judge cannot read (nothing, no language) stays so.")
     return out
 
 # %% ../nbs/13c_pages.ipynb #e4ab9a01
@@ -87,7 +89,7 @@ def figures(
     "Pictures of a run: name → matplotlib figure."
     r, out = e.rows, {}
     if r.get("unsafe", pd.Series(dtype="boolean")).notna().any(): out["attack success"] = asr_figure(r)
-    if r.refused.notna().any(): out["where refusals stand"] = position_figure(r[~r.attack.isin(HARMLESS)])
+    if r.refused.notna().any(): out["where refusals stand"] = position_figure(_harmful(r))
     if c := {n: [np.array(x) for x in m["curves"]] for n,m in e.record["models"].items() if m.get("curves")}: out["curves"] = bias_figure(c)
     return out
 

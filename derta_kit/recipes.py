@@ -61,7 +61,8 @@ class Recipe:
 _KINDS = {f.name: f.type if isinstance(f.type, type) else eval(f.type) for f in fields(Recipe)}
 _CHOICES = dict(objective=METHODS, mode=("lora","qlora","full"), engine=("auto",*ENGINES), precision=tuple(PRECISION))
 _LEAST = dict(epochs=0, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=0, save_steps=1)
-_SUB = dict(columns={*COLUMNS}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
+_SUB = dict(columns={*COLUMNS}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)}-{"output_dir"})
+_OWN = dict(trust_remote_code="remote code is never run", dtype="set precision instead", device_map="the kit places the model")      # of from_pretrained
 
 # %% ../nbs/06b_recipes.ipynb #d4d138d6
 def _known(key, names):
@@ -144,8 +145,8 @@ def make_recipe(
         if why := _known(k, _KINDS): raise DataError(*where(k), why)
         try: out[k] = check_value(k, v)
         except ValueError as e: raise DataError(*where(k), str(e)) from None
-        for sub in v if k in _SUB else ():
-            if why := _known(sub, _SUB[k]): raise DataError(*where(f"{k}.{sub}"), why)
+        for sub in v if _KINDS[k] is dict else ():
+            if why := _known(sub, _SUB[k]) if k in _SUB else _OWN.get(sub) if k=="load" else None: raise DataError(*where(f"{k}.{sub}"), why)
         if _KINDS[k] is dict: out[k] = {a: "no" if b is False and a.endswith("_strategy") else _number(b) for a,b in v.items()}      # YAML reads `no` as False
     for f in fields(Recipe):
         if f.default is MISSING and f.default_factory is MISSING and not out.get(f.name): raise DataError(file, None, f.name, "is missing: " + dict(data="a file, folder or hub id of triples", out="the folder for checkpoints and the result")[f.name])

@@ -117,4 +117,4 @@ def explained_memory(
     try: yield
     except (RuntimeError, MemoryError) as e:
         if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and not any(w in str(e) for w in _OOM): raise
-        raise MemoryError(f"out of memory ({str(e).splitlines()[0][:160]})\n\n{plan(recipe, devices)}") from e
+        raise MemoryError(f"out of memory ({str(e).splitlines()[0][:160]})\n\n{plan(recipe, devices, '' if torch.accelerator.is_available() else 'cpu')}") from e

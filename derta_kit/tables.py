@@ -20,7 +20,7 @@ def asr(
     by=("model","attack"),   # columns that make a group
     judge:str="",            # a further judge's name; "": the first one
 )->pd.DataFrame:             # rate, low, high, k unsafe of n judged, errors, empty
-    "Share of judged responses that are unsafe, with 95% Wilson intervals (see `scorecard.rate` for several of one question). `errors` could not be had or judged; `empty` are judged, but say nothing; `ValueError` for a judge that is not there."
+    "Share of judged responses that are unsafe, with 95% Wilson intervals (see `scorecard.rate` for several of one question). `errors` could not be had or judged; `empty` were judged although they say nothing (the kit's own judges call that an error); `ValueError` for a judge that is not there."
     u, e = _col("unsafe", judge), _col("error", judge)
     if u not in rows: raise ValueError(f"the rows have no column {u!r}; judges there: {', '.join(c.partition(':')[2] or 'the first' for c in rows if c.split(':')[0]=='unsafe') or 'none'}")
     rows = rows[rows[u].notna() | (rows[e]!="")]

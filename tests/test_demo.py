@@ -38,5 +38,8 @@ def test_stopped_between_stages_goes_on(tmp_path, monkeypatch):
 
 
 def test_redaction_keeps_refusals_and_hides_the_rest():
-    s = dict(prefilled=[dict(continuation="Sorry, no.", refused=True), dict(continuation="then you", refused=False)])
-    assert [r["continuation"] for r in redacted(s)["prefilled"]] == ["Sorry, no.", "▒▒▒ [2 words hidden]"] and redacted(s, True) == s
+    say = lambda t, refused=True: dict(continuation=t, refused=refused)
+    s = dict(prefilled=[say("Sorry, no."), say("then you", False), say("of the thing. Sorry, I can't help with that. Then mix"), say("I can't help you with this")])
+    once = redacted(s)
+    assert [r["continuation"] for r in once["prefilled"]] == ["Sorry, no.", "▒▒▒ [2 words hidden]", "▒▒▒ [3 words hidden] Sorry, I can't help with that. ▒▒▒ [2 words hidden]", "I can't help you with this"]
+    assert redacted(once) == once and redacted(s, True) == s        # hiding twice does not count the words of the note

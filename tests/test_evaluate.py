@@ -110,6 +110,13 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_table(tmp_path):
     pd.testing.assert_frame_equal(*(Evaluation.load(tmp_path/d).rows for d in ("whole","killed")))
 
 
+def test_what_a_folder_tells_of_its_training(tmp_path):
+    "As `derta_train` leaves it: the recipe within the record."
+    from derta_kit.evaluate import _trained
+    (tmp_path/"run.json").write_text(json.dumps(dict(recipe=dict(objective="derta", lr=1e-3, epochs=2., batch=8, data="mine.jsonl", seed=1), objective=dict(prefix=True), seed=1, data=dict(triples="abc"))))
+    assert _trained(tmp_path) == dict(objective="derta", lr=1e-3, epochs=2., batch=8, seed=1, data=dict(triples="abc"))
+
+
 def test_the_folder_of_a_model_is_not_written_into(tmp_path):
     (tmp_path/"adapter_config.json").write_text("{}"); (tmp_path/"run.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a model; choose a folder of the evaluation's own"): evaluate(dict(m=None), ["none"], Counting(), tmp_path, QS[:1])
@@ -321,7 +328,7 @@ def test_tasks_for_lm_eval(demo, tmp_path):
     assert names == ["local_gsm8k","local_mmlu"] and len(rows) == 500 and all(len(r["choices"])==4 and all(r["choices"]) and "-(" not in r["question"][-5:] for r in rows)
     try: import lm_eval
     except ImportError:
-        with pytest.raises(ImportError, match=r"derta_kit\[eval\]"): lm_eval_scores(*demo, names, tmp_path)
+        with pytest.raises(ImportError, match=r"pip install lm-eval.*\[eval\]"): lm_eval_scores(*demo, names, tmp_path)
         pytest.skip("lm-eval is not installed")
     t = lm_eval_scores(*demo, names, tmp_path, limit=2, gen_kwargs=dict(max_gen_toks=8)); assert set(t.task) == set(names) and (t.n==2).all() and t.value.between(0,1).all()
 

@@ -48,7 +48,7 @@ def test_metadata_says_what_settings_say(dist, names):
 def test_extras_named_in_messages_exist():
     import re
     cfg = configparser.ConfigParser(delimiters=["="]); cfg.read(ROOT/"settings.ini")
-    told = {m for f in (ROOT/"derta_kit").glob("*.py") for m in re.findall(r"derta_kit\[(\w+)\]", f.read_text(encoding="utf-8"))}
+    told = {m for f in (ROOT/"derta_kit").glob("*.py") for m in re.findall(r"pip install '\.\[(\w+)\]'", f.read_text(encoding="utf-8"))}
     assert told and {f"{m}_requirements" for m in told} <= set(cfg["DEFAULT"])
 
 

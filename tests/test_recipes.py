@@ -20,7 +20,8 @@ def bad(tmp_path, text, sets=()):
 def test_errors_name_file_line_and_key(tmp_path):
     ok = "data: a\nout: b\n"
     for text,line,key in ((ok+"lr: fast", 3, "lr"), (ok+"\n\nmode: lorra", 5, "mode"), (ok+"lora:\n  rank: 3", 4, "lora.rank"), (ok+"lr: 1\nlr: 2", 4, "lr"), (ok+"learning: 1", 3, "learning"),
-                          (ok+"batch: 0", 3, "batch"), (ok+"lr: .nan", 3, "lr"), (ok+"train:\n  logging: 1", 4, "train.logging"), (ok+"epochs: [1]", 3, "epochs"), (ok+"checkpointing: maybe", 3, "checkpointing")):
+                          (ok+"batch: 0", 3, "batch"), (ok+"lr: .nan", 3, "lr"), (ok+"train:\n  logging: 1", 4, "train.logging"), (ok+"epochs: [1]", 3, "epochs"), (ok+"checkpointing: maybe", 3, "checkpointing"), (ok+"load:\n  trust_remote_code: true", 4, "load.trust_remote_code"),
+                          (ok+"load:\n  dtype: float16", 4, "load.dtype"), (ok+"train:\n  output_dir: x", 4, "train.output_dir")):
         e = bad(tmp_path, text); assert (e.line, e.field) == (line, key) and e.file.endswith("r.yaml"), e
     assert bad(tmp_path, "data: a\n").field == "out"
     assert bad(tmp_path, "- a\n").line == 1 and bad(tmp_path, ok+"a: [").line
