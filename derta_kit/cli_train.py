@@ -68,8 +68,10 @@ def _fit(r, args, triples, pairs, n):
 def _prefer(r, args, triples, n):
     "Train with preferences (DPO), and return the trainer."
     from derta_kit import models, recipes as R, reliable as S
-    from derta_kit.dpo import train_dpo
+    from derta_kit.dpo import _dpo_trainer, train_dpo
     from derta_kit.engines import EngineError, choose_engine
+    for k in r.dpo:
+        if why := R._known(k, {f.name for f in fields(_dpo_trainer()[0])}): raise ValueError(f"dpo.{k}: {why}")
     if (e := choose_engine(r.engine, int(os.environ.get("WORLD_SIZE", 1)))) not in ("single","ddp"): raise EngineError(f"objective dpo runs on one device or with engine ddp, not with {e}")
     m, tok = models.load(r.model, **R.loading(r))
     return train_dpo(m, tok, triples.select(range(n)), r.out, r.max_length, callbacks=[S.LeaveOnSigterm()], **{**{k: v for k,v in args.items() if k not in ("budget","engine")}, **r.dpo})

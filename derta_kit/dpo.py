@@ -65,5 +65,5 @@ def train_dpo(
     go_on(trainer, out)
     if isinstance(model, PeftModel) and "ref" in model.peft_config: model.delete_adapter("ref")
     trainer.save_model(str(out))
-    write_card(trainer, tokenizer.name_or_path, None, {"triples": len(triples)})
+    write_card(trainer, getattr(tokenizer, "name_or_path", ""), "dpo", {"triples": len(triples)})
     return trainer

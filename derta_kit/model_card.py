@@ -6,6 +6,7 @@
 __all__ = ['model_card', 'write_card']
 
 # %% ../nbs/05c_model_card.ipynb #8dfc9a2f
+import hashlib
 from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from .models import HUB_ID, atomically
@@ -13,16 +14,19 @@ from .objectives import Objective
 
 # %% ../nbs/05c_model_card.ipynb #68834856
 def _taught(o):
-    "The targets of an objective in words; without one, preferences."
-    if o is None: return "preferences (DPO): the safe response rather than the harmful one"
-    said = f"the safe response after the prompt and after prefixes of the harmful one ({o.cuts} drawn each pass)" if o.prefix else "the safe response after the prompt"
-    said += f"; {o.word!r} at every position of the harmful response (weight {o.rto_weight:g})" if o.rto else ""
-    return said + (" (texts and cuts as the authors released them)" if o.recipe=="paper" else "")
+    "The targets of an objective in words."
+    if o=="dpo": return "preferences: the safe response rather than the harmful one"
+    drawn = "drawn once" if o.recipe=="paper" else "drawn each pass"
+    said = f"the safe response after the prompt and after prefixes of the harmful one ({o.cuts} {drawn})" if o.prefix else "the safe response after the prompt"
+    where = "every position" if o.rto_keep >= 1 else f"{o.rto_keep:.0%} of the positions"
+    return said + (f"; {o.word!r} at {where} of the harmful response (weight {o.rto_weight:g})" if o.rto else "") + (" (texts and cuts as the authors released them)" if o.recipe=="paper" else "")
 
 def _aim(o):
     "What such targets are for."
     paper = "Decoupled Refusal Training; Yuan et al., ACL 2025, [arXiv 2407.09121](https://arxiv.org/abs/2407.09121)"
-    return f"to refuse at any position of a response ({paper})" if o and o.prefix and o.rto else f"by a method that is a baseline or a part of DeRTa ({paper}); do not expect it to refuse once a response has begun"
+    if o is None: return f"with targets of its maker's own ({paper})"
+    if o!="dpo" and o.prefix and o.rto: return f"to refuse at any position of a response ({paper})"
+    return f"by a method that is a baseline or a part of DeRTa ({paper}); do not expect it to refuse once a response has begun"
 
 # %% ../nbs/05c_model_card.ipynb #85a7c30b
 _LOGGED = dict(loss="loss", p_refusal="P(refusal token) inside harmful responses, in training", eval_p_refusal="the same, on triples kept back")
@@ -46,24 +50,41 @@ _CARD = """# {title}
 Training measures neither attacks nor over-refusal. Before you rely on this model, ask it: `derta_eval run evals/{title} {ask}`, FOLDER being this one. A model tuned for safety can still be made to answer harmfully, and may refuse harmless people.
 """
 
+def _ask(title, name, hub, adapter):
+    "How such a model is asked, as options of `derta_eval run`."
+    if not adapter: return "--base FOLDER --models base"
+    return f"--models base,{title}=FOLDER" + ("" if name=="demo" else f" --base {hub or 'ITS-BASE'}")
+
 def model_card(
-    trainer,                   # that has trained
-    name:str,                  # of the base model: "demo", a hub id, or a folder
-    o:Objective|None,          # what the targets were; None: preferences
-    data:dict,                 # what it was trained on → how many rows
+    trainer,               # that has trained
+    name:str,              # of the base model: "demo", a hub id, or a folder
+    o:Objective|str|None,  # what the targets were; "dpo": preferences; None: not known
+    data:dict,             # what it was trained on → how many rows
 )->ModelCard:
     "The card of what a trainer has trained; names no path of this machine."
-    a, adapter, hub = trainer.args, hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config"), HUB_ID if name=="demo" else None if Path(name).is_dir() else name
-    rows = {"targets": _taught(o), "data": ", ".join(f"{v} {k}" for k,v in data.items() if v), "steps": f"{trainer.state.global_step}, learning rate {a.learning_rate:g}, seed {a.seed}", **_end(trainer)}
-    meta = ModelCardData(base_model=hub, library_name="peft" if adapter else "transformers", pipeline_tag="text-generation", tags=["derta", "refusal", "safety", *(["lora"] if adapter else [])])
-    what, title = f"{'An adapter for' if adapter else 'All weights of'} {hub or Path(name).name}", Path(a.output_dir).name
-    ask = f"--models base,{title}=FOLDER" + ("" if name=="demo" else f" --base {hub or 'ITS-BASE'}") if adapter else "--base FOLDER --models base"
-    return ModelCard(f"---\n{meta.to_yaml()}\n---\n\n" + _CARD.format(title=title, what=what, aim=_aim(o), ask=ask, rows="\n".join(f"| {k} | {v} |" for k,v in rows.items())))
+    adapter, title = hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config"), Path(trainer.args.output_dir).name
+    hub = HUB_ID if name=="demo" else name if name and not Path(name).is_dir() else None
+    rows = {} if o is None else {"targets": _taught(o)}
+    rows |= {"data": ", ".join(f"{v} {k}" for k,v in data.items() if v), "steps": f"{trainer.state.global_step}, learning rate {trainer.args.learning_rate:g}, seed {trainer.args.seed}", **_end(trainer)}
+    meta = ModelCardData(base_model=hub, library_name="peft" if adapter else "transformers", pipeline_tag="text-generation", tags=["derta", "refusal", "safety"] + ["lora"]*adapter)
+    text = _CARD.format(title=title, aim=_aim(o), ask=_ask(title, name, hub, adapter), rows="\n".join(f"| {k} | {v} |" for k,v in rows.items()),
+                        what=f"{'An adapter for' if adapter else 'All weights of'} {hub or Path(name).name or 'a model'}")
+    return ModelCard(f"---\n{meta.to_yaml()}\n---\n\n{text}{_mark(text)}\n")
+
+# %% ../nbs/05c_model_card.ipynb #4320b1e7
+def _mark(text): return f"<!-- as derta_kit wrote it: {hashlib.sha256(text.strip().encode()).hexdigest()[:16]} -->"
+
+def _ours(path):
+    "Whether nobody has written into the card at `path`: there is none, it is PEFT's template, or as the kit left it."
+    if not path.exists(): return True
+    text, _, mark = ModelCard.load(path).text.strip().rpartition("\n")
+    return "[More Information Needed]" in text or mark==_mark(text)
 
 def write_card(
     trainer,                   # that has trained, and saved into its output_dir
     *args,                     # of `model_card`
 ):
-    "Write README.md beside the weights, from the first process."
-    if trainer.is_world_process_zero():
-        with atomically(Path(trainer.args.output_dir)/"README.md") as p: model_card(trainer, *args).save(p)
+    "Write README.md beside the weights, from the first process; one that somebody has written into stays."
+    path = Path(trainer.args.output_dir)/"README.md"
+    if trainer.is_world_process_zero() and _ours(path):
+        with atomically(path) as p: model_card(trainer, *args).save(p)

@@ -96,10 +96,13 @@ def model_path(
     "Where a model is to be had; `OSError` if it is no folder, and the hub neither has it here nor answers for it."
     from huggingface_hub import HfApi, errors, try_to_load_from_cache
     if name=="demo" or Path(name).is_dir(): return str(demo_path() if name=="demo" else name)
-    try: return name if isinstance(try_to_load_from_cache(name, "config.json"), str) or HfApi().model_info(name, timeout=5) else name
+    try:
+        if not any(isinstance(try_to_load_from_cache(name, f), str) for f in ("config.json", "tokenizer_config.json", "adapter_config.json")): HfApi().model_info(name, timeout=10)
+        return name
     except errors.HFValidationError: why = "no such folder, and no name that the hub could have"
     except errors.GatedRepoError: why = "its owner asks for an agreement first: accept it on the model's page, then `hf auth login`"
     except errors.RepositoryNotFoundError: why = "no such folder, and the hub knows no such model (or it is private: `hf auth login`)"
+    except errors.HfHubHTTPError: return name      # the hub answers, if not to this: whoever loads will see
     except Exception as e: why = f"no such folder, not in the hub's local cache, and the hub does not answer ({type(e).__name__}); check the name and the connection, or pass the folder of the model"
     raise OSError(f"{name}: {why}")
 

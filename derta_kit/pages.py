@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
-from .data import redact
+from .data import redact, redact_around
 from .evaluate import Evaluation, HARMLESS
 from .helpful import over_refusal
 from .judges import agreement
@@ -32,8 +32,8 @@ def shown(
     cut, text = lambda t: t if len(t) <= most else t[:most]+" …", r["response"]
     if show or r["attack"] in HARMLESS or f"{r['attack']} {r['setting']}" in HARMLESS: return cut(text)
     if not text.strip(): return "(nothing)"
-    if (f := find_refusal(text)) is None or pd.isna(r["unsafe"]) or r["unsafe"]: return redact(text)
-    return (redact(text[:f.start])+" " if text[:f.start].strip() else "") + cut(text[f.start:])
+    if find_refusal(text) is None or pd.isna(r["unsafe"]) or r["unsafe"]: return redact(text)
+    return cut(redact_around(text))
 
 # %% ../nbs/13c_pages.ipynb #0c54252e
 def redacted_rows(

@@ -34,7 +34,7 @@ def model_config(
     if name in SHAPES: return AutoConfig.for_model(**SHAPES[name])
     path = model_path(name)
     try: return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as e: raise OSError(f"{name}: no configuration could be had ({type(e).__name__}); check the folder, or the connection") from None
+    except Exception as e: raise OSError(f"{name}: no configuration could be had: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
 
 # %% ../nbs/06c_plan.ipynb #53648085
 def empty_model(
@@ -169,7 +169,7 @@ class Plan:
         return pd.DataFrame({"GB": {**{k: v/1e9 for k,v in self.parts.items()}, "at its fullest": self.peak/1e9}}).round(2)
 
 # %% ../nbs/06c_plan.ipynb #ecdb0d79
-def _about(hours): return f"about {hours:.1f} hours" if hours >= .95 else f"about {max(1, hours*60):.0f} minutes"
+def _about(hours): return f"about {hours:.1f} hours" if hours >= .95 else f"about {hours*60:.0f} minutes" if hours*60 >= 1.5 else "about a minute"
 
 @patch
 def __str__(self:Plan):
@@ -213,9 +213,9 @@ def changes(
 # %% ../nbs/06c_plan.ipynb #754f2000
 def _steps(r, rows, devices):
     "Optimiser steps of a run, counted as the Trainer does; 0 where the rows are not known."
-    if not rows: return 0
     if (most := int(r.train.get("max_steps", -1))) > 0: return most
-    return math.ceil(r.epochs*math.ceil(math.ceil(rows/(r.batch*devices))/(accumulation(r, devices) if r.step % devices==0 else r.step/(r.batch*devices))))
+    if not rows: return 0
+    return math.ceil(r.train.get("num_train_epochs", r.epochs)*math.ceil(math.ceil(rows/(r.batch*devices))/(accumulation(r, devices) if r.step % devices==0 else r.step/(r.batch*devices))))
 
 def plan(
     r:Recipe,                # mode, batch, engine, data
@@ -229,7 +229,7 @@ def plan(
 )->Plan:
     "Parameters, memory by part, tokens a step and hours of a run, from the configuration alone."
     acc = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    assumed = not device and not acc
+    assumed = not device and not (acc and acc.type=="cuda")
     device = device or (torch.cuda.get_device_name() if acc and acc.type=="cuda" else "h100")
     room, ops = DEVICES.get(device.lower(), (torch.cuda.get_device_properties(0).total_memory if acc and acc.type=="cuda" else 0, 300e12)) if device!="cpu" else (os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES"), 1e11)
     room = memory_gb*1e9 or room

@@ -61,8 +61,9 @@ class Recipe:
 _KINDS = {f.name: f.type if isinstance(f.type, type) else eval(f.type) for f in fields(Recipe)}
 _CHOICES = dict(objective=METHODS, mode=("lora","qlora","full"), engine=("auto",*ENGINES), precision=tuple(PRECISION))
 _LEAST = dict(epochs=0, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=0, save_steps=1)
-_SUB = dict(columns={*COLUMNS}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)}-{"output_dir"})
-_OWN = dict(trust_remote_code="remote code is never run", dtype="set precision instead", device_map="the kit places the model")      # of from_pretrained
+_SUB = dict(columns={*COLUMNS}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
+_OWN = {"load": {**dict.fromkeys(("name","device","device_map","placed","merge","storage"), "is for the kit to say"), **{k: f"set {k}, outside of load" for k in ("mode","adapter","lora")}, "dtype": "set precision instead", "torch_dtype": "set precision instead", "trust_remote_code": "remote code is never run"},
+        "train": {"output_dir": "set out instead"}, "dpo": {"output_dir": "set out instead", "max_length": "set max_length, outside of dpo", "callbacks": "is for the kit to say"}}      # keys of a table that another field holds
 
 # %% ../nbs/06b_recipes.ipynb #d4d138d6
 def _known(key, names):
@@ -139,15 +140,15 @@ def make_recipe(
 )->Recipe:
     "A checked recipe; a `DataError` names file, line and key."
     changed = {s.partition("=")[0] for s in sets}; _apply(values, sets)
-    where = lambda k: ("--set", None, k) if k in changed else ("--"+k, None, None) if k in options else (file, lines.get(k), k)
+    where = lambda k: ("--set", None, k) if k in changed else ("--"+k, None, None) if k.partition(".")[0] in options else (file, lines.get(k), k)
     out = {}
     for k,v in values.items():
         if why := _known(k, _KINDS): raise DataError(*where(k), why)
         try: out[k] = check_value(k, v)
         except ValueError as e: raise DataError(*where(k), str(e)) from None
         for sub in v if _KINDS[k] is dict else ():
-            if why := _known(sub, _SUB[k]) if k in _SUB else _OWN.get(sub) if k=="load" else None: raise DataError(*where(f"{k}.{sub}"), why)
-        if _KINDS[k] is dict: out[k] = {a: "no" if b is False and a.endswith("_strategy") else _number(b) for a,b in v.items()}      # YAML reads `no` as False
+            if why := _OWN.get(k, {}).get(sub) or (_known(sub, _SUB[k]) if k in _SUB else None): raise DataError(*where(f"{k}.{sub}"), why)
+        if _KINDS[k] is dict: out[k] = {a: "no" if b is False and a.endswith("_strategy") else str(b) if k=="columns" else _number(b) for a,b in v.items()}      # YAML reads `no` as False
     for f in fields(Recipe):
         if f.default is MISSING and f.default_factory is MISSING and not out.get(f.name): raise DataError(file, None, f.name, "is missing: " + dict(data="a file, folder or hub id of triples", out="the folder for checkpoints and the result")[f.name])
     try: return Recipe(**out)

@@ -6,15 +6,14 @@
 __all__ = ['versions', 'record', 'demo_table', 'goals', 'redacted', 'write_report']
 
 # %% ../nbs/13_report.ipynb #729b4d25
-import base64, datetime, json, platform, re
+import base64, datetime, json, platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import pandas as pd
 from jinja2 import Environment
-from .data import redact
+from .data import redact_around
 from .models import atomically
 from .plots import NAMES, _png, demo_figure, loss_figure
-from .refusals import find_refusal
 
 # %% ../nbs/13_report.ipynb #c05cf65d
 def versions()->dict:
@@ -99,11 +98,7 @@ _PAGE = Environment(autoescape=True).from_string("""<!doctype html><html lang="e
 # %% ../nbs/13_report.ipynb #f6f0a2bc
 def _safe(rec, show):
     "A continuation as a person may see it: the sentence that refuses, anything else that goes on from harmful text redacted. What is hidden already stays."
-    text, f = rec["continuation"], find_refusal(rec["continuation"])
-    if show or rec.get("hidden"): return rec
-    start = f.start if f else len(text); end = start+len(re.match(r"[^.!?\n]*[.!?]*", text[start:])[0])
-    parts = (text[:start], False), (text[start:end], True), (text[end:], False)
-    return {**rec, "hidden": True, "continuation": " ".join(redact(t, keep) for t,keep in parts if t.strip())}
+    return rec if show or rec.get("hidden") else {**rec, "hidden": True, "continuation": redact_around(rec["continuation"])}
 
 def redacted(
     score:dict,        # a scorecard

@@ -28,11 +28,13 @@ def wilson(
 
 # %% ../nbs/12_scorecard.ipynb #cca7098c
 def _trials(x, of):
-    "How many independent trials the 0s and 1s `x` are worth: n over Kish's design effect, the variance of a mean of clusters over the binomial one; at least a trial a cluster."
-    g = pd.DataFrame(dict(x=x, of=list(of))).groupby("of").x.agg(["sum","count"]); n, G, p = len(x), len(g), x.mean()
-    if n == G or not 0 < p < 1: return G
-    v = G/(G-1)*((g["sum"]-p*g["count"])**2).sum()/n**2 if G > 1 else float("inf")
-    return min(n, max(G, p*(1-p)/v)) if v else n
+    "How many independent trials the 0s and 1s `x` are worth: n over Kish's design effect, the variance of the mean of whole questions over the binomial one."
+    g = pd.DataFrame(dict(x=x, of=list(of))).groupby("of").x.agg(["sum","count"]).to_numpy(); n, size = len(x), len(x)/len(g)
+    if len(g)==n: return n
+    s, m = np.vstack([g, [size,size], [0,size]]).T        # one question of hits alone and one of none: with few hits, chance looks like independence
+    p, G = s.sum()/m.sum(), len(m)
+    effect = G/(G-1)*((s-p*m)**2).sum()/m.sum()/(p*(1-p))
+    return float(min(n, max(n/effect, n*n/(g[:,1]**2).sum())))   # at least what the questions are worth, by their sizes
 
 def rate(
     hits,            # booleans

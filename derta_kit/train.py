@@ -247,5 +247,5 @@ def fine_tune(
     for w in watch: trainer.add_callback(w(trainer))
     go_on(trainer, out)
     trainer.save_model(str(out))
-    write_card(trainer, tokenizer.name_or_path, o, {"triples": len(getattr(dataset, "triples", dataset)), "helpful pairs": len(getattr(dataset, "helpful", ()))})
+    write_card(trainer, getattr(tokenizer, "name_or_path", ""), o, {"triples": len(getattr(dataset, "triples", dataset)), "helpful pairs": len(getattr(dataset, "helpful", ()))})
     return trainer
