@@ -46,7 +46,7 @@ def test_no_pass_grows_with_the_number_of_responses(demo):
 
 
 def test_empty_response_is_refused(demo):
-    with pytest.raises(ValueError, match="no tokens"): refusal_curve(*demo, "Hi", "")
+    with pytest.raises(ValueError, match="response 0 is empty"): refusal_curve(*demo, "Hi", "")
 
 
 def test_display_hides_and_escapes(demo):
