@@ -54,11 +54,20 @@ def _questions(source, n):
     return _some(rows, n)
 
 # %% ../nbs/14c_eval_cli.ipynb #93f1af2b
+def _harmless_said(e):
+    "What a model that refuses everyone looks like: over-refusal, and the perplexity of helpful text."
+    from derta_kit.helpful import over_refusal
+    from derta_kit.tables import cell
+    t = over_refusal(e.rows)
+    if len(t): yield "Harmless questions refused\n\n" + t.assign(share=[cell(r) for r in t.to_dict("records")]).pivot(index="model", columns="set", values="share").reindex(t.model.unique()).rename_axis(index=None, columns=None).fillna("–").to_string()
+    p = {n: f"{m['perplexity']:.3f}" for n,m in e.record["models"].items() if m.get("perplexity")}
+    if p: yield "Perplexity of helpful responses: " + ", ".join(f"{n} {x}" for n,x in p.items())
+
 def eval_run(
-    out:str,                   # folder of the run; the same command goes on from what is there
+    out:str,                   # folder of the run; the same command goes on from what is there, another one writes its tables anew (answers stay known)
     models:str="base",         # who is asked, with commas: NAME, NAME=FOLDER, NAME=guard:FOLDER or NAME=URL#MODEL; derta_eval --help says what these are
     attacks:str="none,prefill,completing,code", # with commas: none, prefill, avoid, completing, code
-    questions:str="demo",      # "demo" (its held-out ones), or a file of yours
+    questions:str="demo",      # "demo" (its held-out ones), or a file of yours with a field prompt or question, and harmful for the attack prefill
     n:int=0,                   # only so many questions; 0: all
     base:str="demo",           # what adapters sit on: "demo", a hub id, or a folder
     judge_url:str="",          # a second judge: address of a server whose model is given the paper's guideline
@@ -80,6 +89,7 @@ def eval_run(
     from derta_kit.tables import asr_table, few_questions
     ms = dict(_model(s.strip()) for s in models.split(",") if s.strip())
     rows, judges = _questions(questions, n), [RuleJudge()]
+    if "prefill" in attacks and not all(r.get("harmful") for r in rows): raise ValueError(f"{questions}: the attack prefill needs a response in the field harmful of every question; fill it in with derta_data complete, or name the other attacks: --attacks none,completing,code")
     if judge_url:
         from derta_kit.complete import Endpoint
         from derta_kit.model_judges import GuidelineJudge
@@ -89,7 +99,7 @@ def eval_run(
     cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots)
-    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *few_questions(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
+    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_harmless_said(e), *few_questions(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9
 def eval_page(

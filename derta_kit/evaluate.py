@@ -239,8 +239,8 @@ def _trained(m):
     if m is None or isinstance(m, (tuple, Endpoint)): return {}
     read = lambda p: json.loads(p.read_text(encoding="utf-8")) if p.exists() else {}
     m = Path(m); a, run, stage = read(m/"adapter_config.json"), read(m/"run.json"), read(m.parent/f"{m.name}.json")
-    run = {**run, **{k: v for k,v in run.get("recipe", {}).items() if k in ("objective","lr","epochs","batch")}}
-    out = {k: a[k] for k in ("r","lora_alpha") if k in a} | {k: run[k] for k in ("objective","lr","epochs","batch","seed","data") if k in run}
+    run = {**run, **{k: v for k,v in run.get("recipe", {}).items() if k in ("objective","lr")}}
+    out = {k: a[k] for k in ("r","lora_alpha") if k in a} | {k: run[k] for k in ("objective","lr","steps","seed","data") if k in run}
     if isinstance(out.get("objective"), dict): out["objective"] = ", ".join(f"{k}={v}" for k,v in out["objective"].items())
     if not run and (s := read(m.parent/"settings.json") or read(m.parent.parent/"settings.json")):
         out |= {k: v for k,v in s.get("recipe", {}).items() if k in ("seed","first","steps","dpo_lr","quick")} | {"data": s.get("data", {}).get("triples")}

@@ -29,12 +29,12 @@ def _aim(o):
     return f"by a method that is a baseline or a part of DeRTa ({paper}); do not expect it to refuse once a response has begun"
 
 # %% ../nbs/05c_model_card.ipynb #85a7c30b
-_LOGGED = dict(loss="loss", p_refusal="P(refusal token) inside harmful responses, in training", eval_p_refusal="the same, on triples kept back")
+_LOGGED = dict(loss="loss", p_refusal="P(refusal token) inside harmful responses, in training", eval_p_refusal="P(refusal token) inside harmful responses kept back")
 
 def _end(trainer):
     "What the log said last, by what it is called here."
-    last = {k: v for e in trainer.state.log_history for k,v in e.items()}
-    return {name: f"{float(last[k]):.3f}" for k,name in _LOGGED.items() if k in last}
+    last = {k: (v, e.get("step")) for e in trainer.state.log_history for k,v in e.items()}
+    return {name: f"{float(last[k][0]):.3f}" + (f" (step {last[k][1]})" if last[k][1] else "") for k,name in _LOGGED.items() if k in last}
 
 # %% ../nbs/05c_model_card.ipynb #397fca93
 _CARD = """# {title}

@@ -237,7 +237,7 @@ def plan(
     if r.step % devices == 0: r = dealt(r, devices)
     config, kw = model_config(r.model), dict(offload=offload, cpu=device=="cpu")
     s, parts, mean = shape(config, r.mode, r.lora), memory(r, config, devices, **kw), mean or r.max_length//2
-    step = r.step or r.batch*devices
+    step = min(r.step or r.batch*devices, rows or math.inf)
     per = (6 if r.mode=="full" else 4) + 2*r.checkpointing
     steps = _steps(r, rows, devices)
     hours = (steps or 1)*step*mean*per*s.active/(ops*mfu*devices)/3600

@@ -47,7 +47,7 @@ class Recipe:
     max_length:int=512         # tokens on a path
     budget:int=512             # tokens a packed row; 0: a row a tree
     checkpointing:bool=False   # recompute activations in the backward pass
-    held_out:int=8             # triples kept back, to log P(refusal) on; 0: none
+    held_out:int=8             # triples kept back, to log P(refusal) on, at most half of them; 0: none
     save_steps:int=50          # steps between checkpoints
     seed:int=0                 # of drawing and training
     columns:dict=field(default_factory=dict)   # what the data calls them: prompt, safe, harmful, category, source
@@ -60,7 +60,7 @@ class Recipe:
 # %% ../nbs/06b_recipes.ipynb #6c527c16
 _KINDS = {f.name: f.type if isinstance(f.type, type) else eval(f.type) for f in fields(Recipe)}
 _CHOICES = dict(objective=METHODS, mode=("lora","qlora","full"), engine=("auto",*ENGINES), precision=tuple(PRECISION))
-_LEAST = dict(epochs=0, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=0, save_steps=1)
+_LEAST = dict(epochs=.001, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=0, save_steps=1)
 _SUB = dict(columns={*COLUMNS}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
 _OWN = {"load": {**dict.fromkeys(("name","device","device_map","placed","merge","storage"), "is for the kit to say"), **{k: f"set {k}, outside of load" for k in ("mode","adapter","lora")}, "dtype": "set precision instead", "torch_dtype": "set precision instead", "trust_remote_code": "remote code is never run"},
         "train": {"output_dir": "set out instead"}, "dpo": {"output_dir": "set out instead", "max_length": "set max_length, outside of dpo", "callbacks": "is for the kit to say"}}      # keys of a table that another field holds
@@ -69,6 +69,7 @@ _OWN = {"load": {**dict.fromkeys(("name","device","device_map","placed","merge",
 def _known(key, names):
     "Nothing, or what is wrong with a key."
     if key in names: return None
+    if names is _KINDS and (t := [t for t in ("train", *_SUB) if key in _SUB[t]]): return f"no such key; did you mean {f'{t[0]}.{key}'!r}?"
     near = difflib.get_close_matches(str(key), sorted(names), 1)
     return "no such key; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(names)[:26])}" + (", …" if len(names) > 26 else ""))
 

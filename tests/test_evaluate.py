@@ -113,8 +113,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_table(tmp_path):
 def test_what_a_folder_tells_of_its_training(tmp_path):
     "As `derta_train` leaves it: the recipe within the record."
     from derta_kit.evaluate import _trained
-    (tmp_path/"run.json").write_text(json.dumps(dict(recipe=dict(objective="derta", lr=1e-3, epochs=2., batch=8, data="mine.jsonl", seed=1), objective=dict(prefix=True), seed=1, data=dict(triples="abc"))))
-    assert _trained(tmp_path) == dict(objective="derta", lr=1e-3, epochs=2., batch=8, seed=1, data=dict(triples="abc"))
+    (tmp_path/"run.json").write_text(json.dumps(dict(recipe=dict(objective="derta", lr=1e-3, epochs=2., batch=8, data="mine.jsonl", seed=1), objective=dict(prefix=True), steps=8, seed=1, data=dict(triples="abc"))))
+    assert _trained(tmp_path) == dict(objective="derta", lr=1e-3, steps=8, seed=1, data=dict(triples="abc"))        # the steps that were made, not the epochs that were asked for
 
 
 def test_the_folder_of_a_model_is_not_written_into(tmp_path):
@@ -347,11 +347,18 @@ def test_a_file_of_questions_that_is_wrong_is_named(tmp_path, row, says):
     r = said(derta_eval, "run", tmp_path/"out", "--questions", tmp_path/"q.jsonl"); assert r.returncode == 2 and f"{tmp_path}/q.jsonl, " in r.stderr and says in r.stderr and not (tmp_path/"out").exists()
 
 
+def test_prefill_of_questions_without_a_response_says_what_it_needs(tmp_path):
+    from derta_kit.cli_eval import derta_eval
+    (tmp_path/"qs.csv").write_text("question\nHow do I skip school?\n")
+    r = said(derta_eval, "run", tmp_path/"out", "--questions", tmp_path/"qs.csv", "--attacks", "none,prefill")
+    assert r.returncode == 2 and "qs.csv: the attack prefill needs a response in the field harmful" in r.stderr and not (tmp_path/"out").exists()
+
+
 def test_derta_eval(tmp_path, adapter, monkeypatch):
     from derta_kit.cli_eval import derta_eval
     monkeypatch.chdir(tmp_path)
     r = said(derta_eval, "run", "a", "--models", f"base,shaken={adapter}", "--n", "2", "--attacks", "none", "--harmless", "4", "--max_new_tokens", "4")
-    assert r.returncode == 0 and "The report: a/report.html" in r.stdout and "Too few questions" in r.stdout, r.stderr[-800:]
+    assert r.returncode == 0 and "The report: a/report.html" in r.stdout and "Too few questions" in r.stdout and "Harmless questions refused" in r.stdout and "Perplexity of helpful responses: base" in r.stdout, r.stderr[-800:]
     from derta_kit.evaluate import Evaluation
     assert (Evaluation.load("a").rows.attack=="harmless").sum() == 2*4        # as many as asked for, of both models
     r = said(derta_eval, "compare", "a", "a"); assert r.returncode == 0 and "shaken" in r.stdout

@@ -25,6 +25,8 @@ def test_errors_name_file_line_and_key(tmp_path):
         e = bad(tmp_path, text); assert (e.line, e.field) == (line, key) and e.file.endswith("r.yaml"), e
     assert bad(tmp_path, "data: a\n").field == "out"
     assert bad(tmp_path, "- a\n").line == 1 and bad(tmp_path, ok+"a: [").line
+    e = bad(tmp_path, ok+"max_steps: 4"); assert "did you mean 'train.max_steps'" in str(e)
+    assert bad(tmp_path, ok+"epochs: 0").field == "epochs"
     e = bad(tmp_path, ok+"lr: 1", ["lr=fast"]); assert (e.file, e.field) == ("--set", "lr")
     assert bad(tmp_path, ok, ["lr"]).file == "--set"
 
