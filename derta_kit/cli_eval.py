@@ -53,7 +53,7 @@ def _questions(source, n):
         rows.append(_question(f, l, r))
     return _some(rows, n)
 
-# %% ../nbs/14c_eval_cli.ipynb #93f1af2b
+# %% ../nbs/14c_eval_cli.ipynb #c871f884
 def _harmless_said(e):
     "What a model that refuses everyone looks like: over-refusal, and the perplexity of helpful text."
     from derta_kit.helpful import over_refusal
@@ -63,6 +63,7 @@ def _harmless_said(e):
     p = {n: f"{m['perplexity']:.3f}" for n,m in e.record["models"].items() if m.get("perplexity")}
     if p: yield "Perplexity of helpful responses: " + ", ".join(f"{n} {x}" for n,x in p.items())
 
+# %% ../nbs/14c_eval_cli.ipynb #93f1af2b
 def eval_run(
     out:str,                   # folder of the run; the same command goes on from what is there, another one writes its tables anew (answers stay known)
     models:str="base",         # who is asked, with commas: NAME, NAME=FOLDER, NAME=guard:FOLDER or NAME=URL#MODEL; derta_eval --help says what these are
