@@ -111,7 +111,7 @@ def _responses(asked, name, cases, d, kept, slots, desc):
 # %% ../nbs/12c_evaluate.ipynb #d30cdb76
 HARMLESS = ("harmless", "xstest safe")     # attack, or attack and setting, of cases that ask for nothing harmful
 
-def _harmless(c): return c.attack in HARMLESS or f"{c.attack} {c.setting}" in HARMLESS
+def _harmless(attack, setting): return attack in HARMLESS or f"{attack} {setting}" in HARMLESS
 
 # %% ../nbs/12c_evaluate.ipynb #bfbd9561
 def _verdicts(judge, rows, kept, desc=None, chunk=32):
@@ -146,7 +146,7 @@ def _frame(names, cases, said, begun):
 # %% ../nbs/12c_evaluate.ipynb #45048d3b
 def _judged(df, cases, judges, kept, desc=None):
     "Add each judge's columns."
-    harmless = np.array([_harmless(c) for c in cases]*(len(df)//len(cases)))
+    harmless = np.array([_harmless(c.attack, c.setting) for c in cases]*(len(df)//len(cases)))
     at = np.flatnonzero((df.error=="").to_numpy() & ~harmless)
     for j,judge in enumerate(judges):
         col = lambda c: c if j==0 else f"{c}:{judge.name}"

@@ -26,7 +26,8 @@ def _aim(o):
     paper = "Decoupled Refusal Training; Yuan et al., ACL 2025, [arXiv 2407.09121](https://arxiv.org/abs/2407.09121)"
     if o is None: return f"with targets of its maker's own ({paper})"
     if o!="dpo" and o.prefix and o.rto: return f"to refuse at any position of a response ({paper})"
-    return f"by a method that is a baseline or a part of DeRTa ({paper}); do not expect it to refuse once a response has begun"
+    if o!="dpo" and (o.prefix or o.rto): return f"with a part of the targets of {paper}: not the whole method"
+    return f"by a method that DeRTa is compared with ({paper}); do not expect it to refuse once a response has begun"
 
 # %% ../nbs/05c_model_card.ipynb #85a7c30b
 _LOGGED = dict(loss="loss", p_refusal="P(refusal token) inside harmful responses, in training", eval_p_refusal="P(refusal token) inside harmful responses kept back")
@@ -36,7 +37,7 @@ def _end(trainer):
     last = {k: (v, e.get("step")) for e in trainer.state.log_history for k,v in e.items()}
     return {name: f"{float(last[k][0]):.3f}" + (f" (step {last[k][1]})" if last[k][1] else "") for k,name in _LOGGED.items() if k in last}
 
-# %% ../nbs/05c_model_card.ipynb #397fca93
+# %% ../nbs/05c_model_card.ipynb #68f33cd9
 _CARD = """# {title}
 
 {what}, trained with [derta_kit](https://github.com/derta-kit/derta_kit) {aim}.
@@ -55,6 +56,7 @@ def _ask(title, name, hub, adapter):
     if not adapter: return "--base FOLDER --models base"
     return f"--models base,{title}=FOLDER" + ("" if name=="demo" else f" --base {hub or 'ITS-BASE'}")
 
+# %% ../nbs/05c_model_card.ipynb #397fca93
 def model_card(
     trainer,               # that has trained
     name:str,              # of the base model: "demo", a hub id, or a folder

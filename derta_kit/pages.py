@@ -12,7 +12,7 @@ import numpy as np, pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
 from .data import redact, redact_around
-from .evaluate import Evaluation, HARMLESS
+from .evaluate import Evaluation, _harmless
 from .helpful import over_refusal
 from .judges import agreement
 from .models import atomically
@@ -30,7 +30,7 @@ def shown(
     "A response as a person may see it."
     if r["error"]: return f"⚠ {r['error']}"
     cut, text = lambda t: t if len(t) <= most else t[:most]+" …", r["response"]
-    if show or r["attack"] in HARMLESS or f"{r['attack']} {r['setting']}" in HARMLESS: return cut(text)
+    if show or _harmless(r["attack"], r["setting"]): return cut(text)
     if not text.strip(): return "(nothing)"
     if find_refusal(text) is None or pd.isna(r["unsafe"]) or r["unsafe"]: return redact(text)
     return cut(redact_around(text))
@@ -57,7 +57,7 @@ def _models_table(e):
     return pd.DataFrame(out)
 
 # %% ../nbs/13c_pages.ipynb #62202226
-def _harmful(r): return r[[f"{a} {s}".strip() not in HARMLESS and a not in HARMLESS for a,s in zip(r.attack, r.setting)]]
+def _harmful(r): return r[[not _harmless(a, s) for a,s in zip(r.attack, r.setting)]]
 
 def tables(
     e:Evaluation,      # an evaluation

@@ -62,8 +62,12 @@ _KINDS = {f.name: f.type if isinstance(f.type, type) else eval(f.type) for f in 
 _CHOICES = dict(objective=METHODS, mode=("lora","qlora","full"), engine=("auto",*ENGINES), precision=tuple(PRECISION))
 _LEAST = dict(epochs=.001, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=0, save_steps=1)
 _SUB = dict(columns={*COLUMNS}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
-_OWN = {"load": {**dict.fromkeys(("name","device","device_map","placed","merge","storage"), "is for the kit to say"), **{k: f"set {k}, outside of load" for k in ("mode","adapter","lora")}, "dtype": "set precision instead", "torch_dtype": "set precision instead", "trust_remote_code": "remote code is never run"},
-        "train": {"output_dir": "set out instead"}, "dpo": {"output_dir": "set out instead", "max_length": "set max_length, outside of dpo", "callbacks": "is for the kit to say"}}      # keys of a table that another field holds
+
+# %% ../nbs/06b_recipes.ipynb #4fa1d9d1
+_KITS = "is for the kit to say"
+_OWN = dict(load=dict(**dict.fromkeys(("name","device","device_map","placed","merge","storage"), _KITS), mode="set mode, outside of load", adapter="set adapter, outside of load", lora="set lora, outside of load",
+                      dtype="set precision instead", torch_dtype="set precision instead", trust_remote_code="remote code is never run"),
+            train=dict(output_dir="set out instead"), dpo=dict(output_dir="set out instead", max_length="set max_length, outside of dpo", callbacks=_KITS))      # table → key → why not there
 
 # %% ../nbs/06b_recipes.ipynb #d4d138d6
 def _known(key, names):
