@@ -20,6 +20,11 @@ def test_a_module_imports_only_from_those_above_it():
                 if m.startswith("derta_kit."): assert ORDER.index(m.split(".")[1]) < mine, f"{f.name} imports {m}"
 
 
+def test_every_notebook_names_its_kernel():
+    "Without a name JupyterLab asks for one each time the notebook is opened."
+    assert not [f.name for f in (ROOT/"nbs").rglob("*.ipynb") if "kernelspec" not in json.loads(f.read_text(encoding="utf-8"))["metadata"]]
+
+
 def test_modules_are_of_a_size_that_fits_in_one_head():
     for f in (ROOT/"derta_kit").glob("*.py"):
         if not f.stem.startswith("_"): assert len(f.read_text().splitlines()) <= 300, f"{f.name} is probably two ideas"
