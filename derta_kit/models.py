@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # an optional kernel from the hub, that nothing here needs
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)      # PEFT reads it from every model; nothing that a user can mend
 
 # %% ../nbs/01_models.ipynb #9f3a42f6
@@ -189,11 +189,10 @@ def _one_layout(model):
 def _prepare(model, mode, adapter, lora):
     "Freeze, or wrap in LoRA, or leave open, as `mode` says."
     model = _one_layout(model)
-    if mode=="qlora": model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=model.device.type!="cpu")
+    if mode!="full": model.requires_grad_(False)
     trains = mode in ("lora","qlora")
     if adapter is not None: model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trains)
     elif trains: model = get_peft_model(model, lora_config(model, **(lora or {})))
-    if mode=="frozen": model.requires_grad_(False)
     return model.train(mode!="frozen")
 
 # %% ../nbs/01_models.ipynb #0ba00e7a

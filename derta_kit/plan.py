@@ -116,14 +116,15 @@ def memory(
     "What a step holds at its fullest, on each device."
     s, full = shape(config, r.mode, r.lora), r.mode=="full"
     n = tokens or r.batch*r.max_length
-    wide = {"fp32": 4, "bf16": 2, "mixed": 4, "auto": 4 if cpu else 2}[r.precision]          # of a weight
+    auto = 4 if cpu else 2
+    wide = {"fp32": 4, "bf16": 2, "mixed": auto if r.mode=="qlora" else 4, "auto": auto}[r.precision]     # of a weight
     act = 2 if r.precision=="mixed" else wide                                                 # of an activation
     trained = wide if full else 4                                                             # peft keeps adapters in float32
     cut = devices if r.engine in ("fsdp2","zero3") else 1
     held = 0 if offload and cut>1 else 1/cut
-    base = s.body*_NF4+(s.ends+s.small)*4 if r.mode=="qlora" else s.base*wide
+    base = s.body*_NF4+(s.ends+s.small)*wide if r.mode=="qlora" else s.base*wide
     adapter = 0 if full else s.trained*4
-    parts = {"weights": (base+adapter)*held + (s.base*2 if r.precision=="mixed" and cut==1 else 0), "gathered": (2*s.layer+s.head)*act if cut>1 else 0, "gradients": s.trained*trained*held*(2 if cut==1 and devices>1 else 1), "optimiser": 2*s.trained*trained*held}
+    parts = {"weights": (base+adapter)*held + (s.trained*2 if act < trained and cut==1 else 0), "gathered": (2*s.layer+s.head)*act if cut>1 else 0, "gradients": s.trained*trained*held*(2 if cut==1 and devices>1 else 1), "optimiser": 2*s.trained*trained*held}
     keeps = layer_keeps(s, r.mode, r.budget or r.max_length)*act
     back = 3*s.inner*act + (s.largest*act/n if r.mode=="qlora" else 0)                        # gradients inside one layer, and its 4 bits unpacked
     parts["activations"] = n*(s.layers*s.hidden*act+keeps+back) if r.checkpointing else n*(s.layers*keeps+back)

@@ -202,7 +202,7 @@ def arguments(
     r = d
     warmup = dict(warmup_steps=r.warmup if r.warmup < 1 else int(r.warmup))
     return {**dict(num_train_epochs=r.epochs, learning_rate=r.lr, lr_scheduler_type=r.schedule, **warmup, weight_decay=r.weight_decay, per_device_train_batch_size=r.batch, gradient_accumulation_steps=accumulation(r, world),
-                   budget=r.budget or None, gradient_checkpointing=r.checkpointing, bf16=r.precision=="mixed", use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
+                   budget=r.budget or None, gradient_checkpointing=r.checkpointing, bf16=r.precision=="mixed" or not (cpu or r.mode=="full" or r.precision=="fp32"), use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
 
 # %% ../nbs/06b_recipes.ipynb #9155b9e3
 def loading(

@@ -14,11 +14,12 @@ from fastcore.basics import patch
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from .engines import EngineCheck, check_shardable, choose_engine, engine_arguments, shard_on_cpu
-from .models import context_length
+from .models import context_length, unwrap
 from .loss import as_forward, step_total, tree_loss
 from .model_card import write_card
 from .objectives import KINDS, RTO, TreeCollator, TreeDataset
 from .prefix_tree import Node, Tree, collate, takes_blocks, tree_limit
+from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 # %% ../nbs/06_train.ipynb #cc712b34
@@ -228,6 +229,12 @@ def go_on(
         trainer.is_in_train = False
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
 
+# %% ../nbs/06_train.ipynb #e5198088
+def _arithmetic(model):
+    "Arguments that adapters are trained with on an accelerator, unless one says otherwise."
+    adapts, lm = model.device.type!="cpu" and isinstance(model, PeftModel), unwrap(model)
+    return dict(bf16=adapts and lm.dtype==torch.bfloat16, gradient_checkpointing=adapts and getattr(lm, "is_loaded_in_4bit", False))
+
 # %% ../nbs/06_train.ipynb #0937cf7a
 def fine_tune(
     model,                 # from `models.load`, in mode lora, qlora or full
@@ -242,7 +249,7 @@ def fine_tune(
     "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, or rows longer than it can read."
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     if (o := getattr(dataset, "o", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
-    args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu"), **kwargs})
+    args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model)), **kwargs})
     trainer = DertaTrainer(model, args, dataset, tokenizer, eval_dataset, callbacks=callbacks)
     for w in watch: trainer.add_callback(w(trainer))
     go_on(trainer, out)

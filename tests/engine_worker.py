@@ -1,7 +1,7 @@
 """Trains a tiny or the demo model under whatever engine the launcher gives, and writes what happened. Used by test_engines.py.
 
     torchrun --nproc_per_node 2 tests/engine_worker.py '[{"out": …, "engine": "fsdp2", …}, …]'"""
-import json, os, signal, sys
+import gc, json, os, signal, sys
 from pathlib import Path
 import torch
 from accelerate import PartialState
@@ -10,6 +10,7 @@ torch.set_num_threads(1)
 from conftest import tiny
 from test_train import Trees
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from derta_kit.engines import EngineCheck
 from derta_kit.models import lora_config
 from derta_kit.reliable import LeaveOnSigterm
@@ -62,6 +63,7 @@ class StopAt(TrainerCallback):
 
 def main(out, engine="auto", kind="llama", mode="full", n=12, stop=None, kill=None, term=None, config={}, **kw):
     torch.use_deterministic_algorithms(True, warn_only=True)
+    unset_hf_deepspeed_config()                 # a job before this one may have left it, and then random weights are drawn another way
     m, tok = model_of(kind, mode, **config)
     world = int(os.environ.get("WORLD_SIZE", 1))
     t = fine_tune(m, tok, data_of(kind, tok, n), out, data_of(kind, tok, 5), callbacks=([StopAt(stop)] if stop else []) + ([Kill(kill, signal.SIGKILL)] if kill else []) + ([Kill(term, signal.SIGTERM), LeaveOnSigterm()] if term else []),
@@ -69,6 +71,7 @@ def main(out, engine="auto", kind="llama", mode="full", n=12, stop=None, kill=No
                             lr_scheduler_type="constant"), **kw})
     ran = next(c for c in t.callback_handler.callbacks if isinstance(c, EngineCheck)).ran
     if t.is_world_process_zero(): Path(out, "happened.json").write_text(json.dumps(dict(engine=ran, log=t.state.log_history, world=t.args.world_size)))
+    if ran == "zero3": t.model_wrapped.destroy(); t.accelerator.free_memory(); gc.collect()     # its buffers are gigabytes
 
 
 if __name__ == "__main__":

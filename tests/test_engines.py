@@ -6,7 +6,7 @@ from derta_kit.engines import EngineError, check_shardable, choose_engine, engin
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), "OMP_NUM_THREADS": "1"}
 DEEPSPEED = dict(DS_ACCELERATOR="cpu", ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="3", ACCELERATE_DEEPSPEED_ZERO3_INIT="true", ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL="true",
-                 ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE="none", ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE="none", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="1")
+                 ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE="none", ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE="none", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="auto", ACCELERATE_GRADIENT_CLIPPING="auto")
 CASES = {   # name → what the worker is told
     "full": dict(), "uneven": dict(n=10, gradient_accumulation_steps=2, per_device_train_batch_size=2), "tree norm": dict(norm="tree", budget=96),
     "frozen head": dict(mode="head"), "lora": dict(mode="lora"), "tied": dict(config=dict(tie_word_embeddings=True)), "tied lora": dict(mode="lora", config=dict(tie_word_embeddings=True)),

@@ -54,6 +54,7 @@ def test_accelerate_sets_up_the_engine_that_the_kit_sees(name):
     args.deepspeed_fields_from_accelerate_config = ""        # what launch_command adds
     env = prepare_multi_gpu_env(args) if name == "fsdp2" else prepare_deepspeed_cmd_env(args)[1]
     assert launched(2, env) == ("fsdp2" if name == "fsdp2" else "zero3")
+    if name != "fsdp2": assert {env[f"ACCELERATE_GRADIENT_{k}"] for k in ("ACCUMULATION_STEPS","CLIPPING")} == {"auto"}, "the Trainer stops where these are not what the recipe says"
 
 
 @pytest.fixture(scope="module")
