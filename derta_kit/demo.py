@@ -102,7 +102,7 @@ def run_demo(
     for n in ("base", *names):
         print(f"· measuring {n}", flush=True)
         scores[n] = _stage(out/f"score_{n}.json", lambda: measure_one(n, None if n=="base" else out/n, recipe, show_harmful))
-    rec = record(**settings, seed=recipe.seed, engine="one process, "+str(torch.accelerator.current_accelerator() or "cpu"), threads=torch.get_num_threads(),
+    rec = record(**settings, seed=recipe.seed, engine="one process, "+str(torch.accelerator.current_accelerator(check_available=True) or "cpu"), threads=torch.get_num_threads(),
                  seconds=dict(this_call=time.time()-t0, **{f"train_{k}": v["seconds"] for k,v in logs.items()}, **{f"measure_{k}": s["seconds"] for k,s in scores.items()}))
     page = write_report(out, scores, rec, {k: v["history"] for k,v in logs.items()}, show_harmful=show_harmful, judged=not recipe.quick)
     print(demo_table(scores).to_string(), "\n")

@@ -101,7 +101,8 @@ def real_tokens(
     batch,             # from `prefix_tree.collate`
 )->torch.Tensor:
     "1 where a row holds a token, 0 where it is padded; long [B, L]."
-    m = batch["attention_mask"]
+    m = batch.get("attention_mask")
+    if m is None: return (batch["node"] < batch["sees"].shape[1]-1).long()
     if m.ndim==2: return m
     used = (m[:,0].sum(1) > 1) | (m[:,0].sum(2) > 1)           # sees another, or is seen by one
     return used.flip(1).cummax(1).values.flip(1).long()

@@ -163,7 +163,7 @@ def load(
 ):                          # (model, tokenizer)
     "A causal LM and its tokenizer, ready to probe or to train; `ValueError` for settings that do not go together."
     if mode not in ("frozen","full","lora","qlora"): raise ValueError(f"mode={mode!r}: use frozen, full, lora or qlora")
-    acc = torch.accelerator.current_accelerator()
+    acc = torch.accelerator.current_accelerator(check_available=True)      # else a build for CUDA would name one on a machine without
     device = torch.device(device or acc or "cpu")
     if device==acc and "LOCAL_RANK" in os.environ: device = torch.device(acc.type, int(os.environ["LOCAL_RANK"]))     # a process a device, under torchrun
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or (torch.float32 if device.type=="cpu" else torch.bfloat16)

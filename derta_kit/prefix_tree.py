@@ -153,6 +153,8 @@ def plain(
     return out
 
 # %% ../nbs/03_prefix_tree.ipynb #894a2ad9
+_BLOCK = 128      # tokens of a block, as FlexAttention cuts them
+
 def _marks(trees, L):
     "For each token its node and its place in it [B, L]; and how many tokens of one node another sees [B, M, M]. The last node is padding's and sees nothing."
     M = max(len(t.nodes) for t in trees)+1
@@ -187,6 +189,7 @@ def collate(
     if is_plain: trees = [p for t in trees for p in plain(t)]
     elif budget: trees = pack(trees, budget)
     B, L = len(trees), max(map(len, trees))
+    if blocks and not is_plain: L = -(-L//_BLOCK)*_BLOCK
     ids, pos = torch.full((B,L), pad_id), torch.zeros(B, L, dtype=torch.long)
     out = []
     for b,t in enumerate(trees):

@@ -137,3 +137,10 @@ def test_a_type_by_its_name(): assert load("demo", dtype="bfloat16")[0].dtype ==
 def test_a_folder_without_an_adapter_is_not_asked_for_at_the_hub(monkeypatch, tmp_path):
     monkeypatch.setattr("derta_kit.models.PeftModel.from_pretrained", lambda *a, **k: pytest.fail("asked"))
     with pytest.raises(ValueError, match="runs/nope holds no adapter"): load("demo", adapter="runs/nope")
+
+
+def test_a_build_for_cuda_on_a_machine_without(monkeypatch):
+    "What pip installs by default on Linux: it names an accelerator that is not there, unless it is asked to check."
+    if torch.accelerator.is_available(): pytest.skip("there is an accelerator")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None if check_available else torch.device("cuda"))
+    assert load("demo")[0].device.type == "cpu"
