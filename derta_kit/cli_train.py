@@ -140,7 +140,7 @@ def derta_train(
     from derta_kit.engines import EngineError
     from derta_kit.train import NotFinite
     argv = list(sys.argv[1:] if argv is None else argv)
-    with polite("Stopped. The same command goes on from the last checkpoint."):
+    with polite("Stopped. The same command goes on from the last checkpoint.", _KINDS):
         r, rest = parse(argv)
         if rest.pop("plan"): print(_plan(r, **rest)); return
         if not r.helpful and r.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)

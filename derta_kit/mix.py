@@ -69,13 +69,13 @@ def read_pairs(
 # %% ../nbs/02b_mix.ipynb #c8c59700
 def _pair_layout(r, columns):
     if columns:
-        if {*columns} != {"prompt","response"}: raise ValueError(f"columns={columns}: name the columns for prompt and response")
+        if {*columns} != {"prompt","response"}: raise ValueError(f"columns: name those for prompt and response; found {columns}")
         return lambda r: (r.text(columns["prompt"]), r.text(columns["response"]), 0)
     for need,read in _PAIRS.values():
         if need <= set(r.row): return read
     for need,_ in _PAIRS.values():
         if len(need)==2 and len(miss := need-set(r.row))==1: raise r.error(*miss, f"missing; the row has {', '.join(sorted(map(str, r.row)))[:300]}")
-    raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, r.row)))[:300]}; say which is which with columns=dict(prompt=…, response=…). "
+    raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, r.row)))[:300]}; call its columns prompt and response, or say which is which in Python: read_pairs(…, columns=dict(prompt='q', response='a')). "
                         "Known by themselves: " + "; ".join(f"{n} ({', '.join(sorted(c))})" for n,(c,_) in _PAIRS.items()))
 
 # %% ../nbs/02b_mix.ipynb #8cd17372

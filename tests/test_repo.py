@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pytest
 from fastcore.docments import docments
-from conftest import ROOT
+from conftest import ROOT, said
 
 ORDER = "refusals models records layouts data mix prefix_tree decode complete gates build objectives export card loss engines model_card train dpo recipes plan reliable probe plots compare monitor strip widgets attacks attack_files avoid published judges model_judges scorecard report speak evaluate tables helpful pages demo ablation cli cli_data cli_train cli_eval".split()
 
@@ -125,6 +125,15 @@ def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     assert r.returncode == 2 and not (tmp_path/"y.jsonl").exists()
     r = run("derta_train", "x.jsonl", "out", cwd=tmp_path)
     assert r.returncode == 2 and "field 'harmful'" in r.stderr and not (tmp_path/"out").exists()
+
+
+def test_a_command_speaks_of_its_options(tmp_path):
+    from derta_kit.cli_data import derta_data
+    from derta_kit.cli_train import derta_train
+    (tmp_path/"x.csv").write_text("ask,good,bad\nHow?,Sorry.,So.\n"); (tmp_path/"file").write_text("")
+    r = said(derta_data, "check", tmp_path/"x.csv"); assert r.returncode == 2 and "which with --columns prompt=…,safe=…,harmful=…, safe and harmful left out" in r.stderr and "dict(" not in r.stderr
+    r = said(derta_data, "check", tmp_path/"x.csv", "--on_error", "pass"); assert "error: --on_error pass: use 'raise' or 'skip'" in r.stderr
+    r = said(derta_train, tmp_path/"x.csv", tmp_path/"file"/"out", "--columns", "prompt=ask,safe=good,harmful=bad"); assert r.returncode == 2 and "cannot be written" in r.stderr and "another folder with --out …" in r.stderr
 
 
 @pytest.mark.parametrize("module", ["cli","cli_data","cli_train","cli_eval"])
