@@ -32,6 +32,11 @@ def _need(out, what="--out"):
     if not out: raise ValueError(f"say where to write: {what}")
     return Path(out)
 
+def _folder(out):
+    "`OSError` if OUT is no folder that can be written: before the work, not after it."
+    from derta_kit.reliable import check_folder
+    check_folder(_need(out, "--out, a folder"), 0)
+
 # %% ../nbs/14a_data_cli.ipynb #6babcf9d
 def data_check(
     source:str,                # file, folder or hub id
@@ -102,7 +107,8 @@ def data_gate(
     from derta_kit import gates as G
     from derta_kit.data import write_jsonl
     _need(out, "--out, a folder"); sets = G.evaluation_sets({a: _read(a)["prompt"][:] for a in against.split(",") if a})
-    g = G.gate(_read(source, "raise", columns, split), [d for d in drop.split(",") if d], sets, out, show_harmful, threshold, desc="gates")
+    ds = _read(source, "raise", columns, split); _folder(out)
+    g = G.gate(ds, [d for d in drop.split(",") if d], sets, out, show_harmful, threshold, desc="gates")
     print(g.table.to_string(float_format="{:.1%}".format) + "\n")
     if not len(g.kept): raise ValueError(f"no row is left; see {out}/dropped.jsonl")
     write_jsonl(g.kept, Path(out)/"triples.jsonl"); print(f"{len(g.kept)} triples written: {out}/triples.jsonl" + (f"; {len(g.dropped)} dropped: {out}/dropped.jsonl" if g.dropped else ""))
@@ -118,8 +124,8 @@ def data_card(
 ):
     "Write a card of SOURCE: counts, lengths, categories, sources, hash and gates, as Markdown and a picture."
     from derta_kit import card, gates
-    _need(out, "--out, a folder")
-    c = card.data_card(gates.gate(_read(source, "raise", columns, split), drop=()), _tokenizer(model) if model else None, Path(source).stem, show_harmful=show_harmful)
+    _need(out, "--out, a folder"); ds = _read(source, "raise", columns, split); _folder(out)
+    c = card.data_card(gates.gate(ds, drop=()), _tokenizer(model) if model else None, Path(source).stem, show_harmful=show_harmful)
     c.save(out); print(f"{c}\n\nwritten: {out}/CARD.md")
 
 # %% ../nbs/14a_data_cli.ipynb #1c99d446
