@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEMO_DIR', 'DEMO_SPLITS', 'redact', 'redact_around', 'read_triples', 'write_jsonl', 'read_jsonl', 'data_hash',
-           'demo_data']
+           'keep_back', 'demo_data']
 
 # %% ../nbs/02_data.ipynb #590d604e
 import hashlib, json, re, warnings
@@ -110,6 +110,16 @@ def data_hash(
     h = hashlib.sha256()
     for r in ds: h.update(json.dumps(r, sort_keys=True, ensure_ascii=False).encode())
     return h.hexdigest()[:16]
+
+# %% ../nbs/02_data.ipynb #73635f72
+def keep_back(
+    ds:Dataset,     # triples, as `read_triples` gives them
+    n:int,          # how many to keep back
+    seed:int=0,     # of which
+)->DatasetDict:     # splits train and test
+    "Keep `n` triples back, drawn at random, and train on the others; `ValueError` if there would be none."
+    if len(ds) <= n: raise ValueError(f"{len(ds)} triples are too few to keep {n} back and train on the others: {n+1} are needed at least")
+    return ds.train_test_split(n, seed=seed)
 
 # %% ../nbs/02_data.ipynb #3af56f0f
 DEMO_DIR = Path(__file__).parent/"demo_data" if "__file__" in globals() else Path("../derta_kit/demo_data")
