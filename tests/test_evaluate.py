@@ -5,6 +5,7 @@ import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, SHARED, Replies, said, tiny
 from derta_kit.attacks import Avoid, Case, attack
 from derta_kit.complete import Endpoint
+from derta_kit.data import data_hash, demo_data, write_jsonl
 from derta_kit.evaluate import Evaluation, Kept, evaluate
 from derta_kit.models import generate, load, prompt_ids
 from derta_kit.speak import Decoding, Recheck, guarded, identity, p_refusal, say
@@ -352,6 +353,19 @@ def test_prefill_of_questions_without_a_response_says_what_it_needs(tmp_path):
     (tmp_path/"qs.csv").write_text("question\nHow do I skip school?\n")
     r = said(derta_eval, "run", tmp_path/"out", "--questions", tmp_path/"qs.csv", "--attacks", "none,prefill")
     assert r.returncode == 2 and "qs.csv: the attack prefill needs a response in the field harmful" in r.stderr and not (tmp_path/"out").exists()
+
+
+def test_every_attack_can_be_named_on_the_command_line(tmp_path):
+    from fastcore.docments import docments
+    from derta_kit.attacks import ATTACKS
+    from derta_kit.cli_eval import _cases, _questions, derta_eval, eval_run
+    assert {w for w in ATTACKS if w in docments(eval_run)["attacks"]} == {*ATTACKS}
+    (tmp_path/"q.csv").write_text("ask,good,bad\nHow do I skip school?,Sorry.,First you wait.\n"); (tmp_path/"t.txt").write_text("Now: [INSERT PROMPT HERE]")
+    r = said(derta_eval, "run", tmp_path/"out", "--questions", tmp_path/"q.csv"); assert r.returncode == 2 and "or name it: --columns prompt=…" in r.stderr
+    for a,needs in dict(cipher="--demos FILE", jailbreakchat="--templates FILE").items():
+        r = said(derta_eval, "run", tmp_path/"out", "--attacks", f"none,{a}"); assert r.returncode == 2 and f"the attack {a} needs {needs}" in r.stderr
+    rows = _questions(tmp_path/"q.csv", 0, "prompt=ask,harmful=bad"); write_jsonl(demo_data()["triples"].select(range(2)), tmp_path/"d.jsonl")
+    assert {c.attack for c in _cases(",".join(a for a in ATTACKS if a != "prefill"), rows, "q", tmp_path/"d.jsonl", tmp_path/"t.txt")} == {*ATTACKS}-{"prefill"} and _cases("prefill", rows*20, "q", "", "")[0].question == "How do I skip school?"
 
 
 def test_derta_eval(tmp_path, adapter, monkeypatch):
