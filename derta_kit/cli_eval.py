@@ -76,6 +76,12 @@ def _harmless_said(e):
     p = {n: f"{m['perplexity']:.3f}" for n,m in e.record["models"].items() if m.get("perplexity")}
     if p: yield "Perplexity of helpful responses: " + ", ".join(f"{n} {x}" for n,x in p.items())
 
+# %% ../nbs/14c_eval_cli.ipynb #b4f0f03f
+def _errors_said(e):
+    "Why responses have no verdict, each reason with its number."
+    t = e.rows[e.rows.error!=""].groupby(["model","error"], sort=False).size()
+    if len(t): yield "Errors, neither safe nor unsafe\n\n" + "\n".join(f"{m}: {n} × {' '.join(why.split())[:160]}" for (m,why),n in t.items())
+
 # %% ../nbs/14c_eval_cli.ipynb #93f1af2b
 def eval_run(
     out:str,                   # folder of the run; the same command goes on from what is there, another one writes its tables anew (answers stay known)
@@ -114,7 +120,7 @@ def eval_run(
     cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots)
-    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_harmless_said(e), *few_questions(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
+    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *few_questions(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9
 def eval_page(

@@ -368,6 +368,12 @@ def test_every_attack_can_be_named_on_the_command_line(tmp_path):
     assert {c.attack for c in _cases(",".join(a for a in ATTACKS if a != "prefill"), rows, "q", tmp_path/"d.jsonl", tmp_path/"t.txt")} == {*ATTACKS}-{"prefill"} and _cases("prefill", rows*20, "q", "", "")[0].question == "How do I skip school?"
 
 
+def test_errors_are_told_on_the_screen():
+    from derta_kit.cli_eval import _errors_said
+    rows = pd.DataFrame(dict(model=["a"]*3+["b"], error=["rules: error: no language in it"]*2+["",""]))
+    assert [*_errors_said(SimpleNamespace(rows=rows))] == ["Errors, neither safe nor unsafe\n\na: 2 × rules: error: no language in it"] and not [*_errors_said(SimpleNamespace(rows=rows[2:]))]
+
+
 def test_derta_eval(tmp_path, adapter, monkeypatch):
     from derta_kit.cli_eval import derta_eval
     monkeypatch.chdir(tmp_path)
