@@ -52,6 +52,12 @@ def _data(r):
     triples, pairs = read_triples(r.data, columns=r.columns or None), read_pairs(r.helpful) if r.helpful and r.objective!="dpo" else []
     return triples, pairs, len(triples)-min(r.held_out, len(triples)//2)
 
+def _rows_said(r, triples, pairs, n):
+    "What is trained on, and what is kept back."
+    from derta_kit.records import _count
+    use = f"for validation: P(refusal) on {'it' if len(triples)-n==1 else 'them'} is logged" if r.objective!="dpo" else "unused"
+    return f"{_count(n, 'triple')} and {_count(len(pairs), 'helpful pair')} to train on" + (f"; {_count(len(triples)-n, 'triple')} kept back {use} (held_out)" if n < len(triples) else "")
+
 # %% ../nbs/14b_train_cli.ipynb #adeabec2
 def _fit(r, args, triples, pairs, n):
     "Train with trees, and return the trainer."
@@ -106,7 +112,7 @@ def run_recipe(
 ):                     # the trainer
     "Train as a recipe says; leaves the result and `run.json` in `r.out`; `ValueError` if another run is there."
     import torch
-    from derta_kit import recipes as R, reliable as S
+    from derta_kit import recipes as R, reliable as S, train as T
     from derta_kit.data import data_hash
     from transformers import set_seed
     triples, pairs, n = _data(r)
@@ -114,7 +120,8 @@ def run_recipe(
     S.check_folder(r.out, 0); set_seed(r.seed)
     if os.environ.get("RANK", "0")=="0":
         _own(r, hashes)
-        print(f"{n} triples and {len(pairs)} helpful pairs to train on" + (f"; {len(triples)-n} triples kept back to log P(refusal) on (held_out)" if n < len(triples) else ""), flush=True)
+        print(_rows_said(r, triples, pairs, n), flush=True)
+        if at := T.last_checkpoint(r.out): print(f"going on from step {at.rpartition('-')[2]}", flush=True)
     world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(r, world, not torch.accelerator.is_available())
     with S.saved_from_full_disk(r.out), S.explained_memory(r, world):
         tr = _prefer(r, args, triples, n) if r.objective=="dpo" else _fit(r, args, triples, pairs, n)
@@ -123,14 +130,14 @@ def run_recipe(
 
 # %% ../nbs/14b_train_cli.ipynb #4ea42646
 def _plan(r, device, devices, memory, offload):
-    "The plan of a recipe, with the lengths and the number of its rows where its data can be read."
+    "The plan of a recipe, with the lengths and the number of its rows where its data can be read, and what is said of these."
     from derta_kit.plan import plan
-    rows = mean = 0
+    rows, mean, said = 0, 0, ""
     try:
         triples, pairs, n = _data(r); words = lambda rows, *cs: sum(len(x.split()) for c in cs for x in rows[c])
-        rows = n+len(pairs); mean = min(r.max_length, int(1.35*(words(triples, "prompt","harmful") + r.cuts*words(triples, "safe") + (words(pairs, "prompt","response") if len(pairs) else 0))/max(len(triples)+len(pairs), 1)) + 20)
+        said = "\n"+_rows_said(r, triples, pairs, n); rows = n+len(pairs); mean = min(r.max_length, int(1.35*(words(triples, "prompt","harmful") + r.cuts*words(triples, "safe") + (words(pairs, "prompt","response") if len(pairs) else 0))/max(len(triples)+len(pairs), 1)) + 20)
     except OSError as e: print(f"(hours are for a thousand steps of half-long rows: {e})\n", file=sys.stderr)
-    return plan(r, devices or int(os.environ.get("WORLD_SIZE", 1)), device, memory, rows, mean, offload)
+    return f"{plan(r, devices or int(os.environ.get('WORLD_SIZE', 1)), device, memory, rows, mean, offload)}{said}"
 
 # %% ../nbs/14b_train_cli.ipynb #e5191cf9
 def derta_train(

@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from .layouts import COLUMNS, LAYOUTS, PAIRED, Triple, _Pairs, _Row, _reader
 from .models import atomically
-from .records import DataError, records, table
+from .records import DataError, _count, records, table
 from .refusals import find_refusal
 
 # %% ../nbs/02_data.ipynb #8437f235
@@ -72,10 +72,10 @@ def read_triples(
         if on_error=="raise": raise e from None
         problems.append(e)
     ds = table((vars(t) for t in _triples(source, columns, split, bad, unused, notes)), COLUMNS)
-    if problems: warnings.warn(f"{len(problems)} bad rows skipped, {len(ds)} triples kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""), stacklevel=2)
+    if problems: warnings.warn(f"{_count(len(problems), 'bad row')} skipped, {_count(len(ds), 'triple')} kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""), stacklevel=2)
     why = ", ".join(f"{n} × {w}" for w,n in unused.most_common())
     if not len(ds): raise DataError(source if isinstance(source, (str, Path)) else "rows", None, None, "holds no triple" + (f" ({why})" if why else ""))
-    if unused: warnings.warn(f"{sum(unused.values())} rows form no triple: {why}; {len(ds)} triples read", stacklevel=2)
+    if m := sum(unused.values()): warnings.warn(f"{_count(m, 'row')} form{'s'*(m==1)} no triple: {why}; {_count(len(ds), 'triple')} read", stacklevel=2)
     for w,n in notes.items(): warnings.warn(f"{n} of {len(ds)} triples: {w}", stacklevel=2)
     return ds
 
@@ -118,7 +118,7 @@ def keep_back(
     seed:int=0,     # of which
 )->DatasetDict:     # splits train and test
     "Keep `n` triples back, drawn at random, and train on the others; `ValueError` if there would be none."
-    if len(ds) <= n: raise ValueError(f"{len(ds)} triples are too few to keep {n} back and train on the others: {n+1} are needed at least")
+    if len(ds) <= n: raise ValueError(f"{_count(len(ds), 'triple')} {'is' if len(ds)==1 else 'are'} too few to keep {n} back and train on the others: at least {n+1} are needed")
     return ds.train_test_split(n, seed=seed)
 
 # %% ../nbs/02_data.ipynb #3af56f0f

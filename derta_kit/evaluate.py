@@ -19,6 +19,7 @@ from .data import data_hash, demo_data
 from .judges import RuleJudge
 from .models import atomically
 from .probe import refusal_curves
+from .records import _count
 from .refusals import find_refusal, stutters
 from .report import record
 from .scorecard import perplexity
@@ -174,7 +175,7 @@ class Evaluation:
         try: return cls(pd.read_parquet(folder/"rows.parquet"), json.loads((folder/"run.json").read_text(encoding="utf-8")), folder)
         except FileNotFoundError: raise ValueError(f"{folder}: holds no finished evaluation (rows.parquet and run.json)") from None
 
-    def __repr__(self): return f"Evaluation of {', '.join(self.record['models'])}: {len(self.rows)} responses, {int((self.rows.error!='').sum())} errors, in {self.folder.name}"
+    def __repr__(self): return f"Evaluation of {', '.join(self.record['models'])}: {_count(len(self.rows), 'response')}, {_count(int((self.rows.error!='').sum()), 'error')}, in {self.folder.name}"
 
 # %% ../nbs/12c_evaluate.ipynb #2e1503ad
 def _read_texts(asked, name, who, helpful, curves, kept):

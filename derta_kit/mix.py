@@ -10,7 +10,7 @@ import random, warnings
 from collections import Counter
 from datasets import Dataset
 from .layouts import _Row, _instruction
-from .records import DataError, records, table
+from .records import DataError, _count, records, table
 
 # %% ../nbs/02b_mix.ipynb #7660e46f
 def _exchange(r, field):
@@ -61,8 +61,8 @@ def read_pairs(
                 if on_error=="raise": raise e from None
                 problems.append(e)
     ds = table(rows(), ["prompt","response","kind"])
-    if problems: warnings.warn(f"{len(problems)} bad rows skipped, {len(ds)} pairs kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""))
-    if further: warnings.warn(f"{further} further messages of conversations left out: the first exchange of each is used")
+    if problems: warnings.warn(f"{_count(len(problems), 'bad row')} skipped, {_count(len(ds), 'pair')} kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""))
+    if further: warnings.warn(f"{_count(further, 'further message')} of conversations left out: the first exchange of each is used")
     if not len(ds): raise DataError(source if not isinstance(source, (list,Dataset)) else "rows", None, None, "holds no pair")
     return ds
 
