@@ -54,6 +54,16 @@ def _questions(source, n, columns=""):
         rows.append(_question(f, l, r))
     return _some(rows, n)
 
+# %% ../nbs/14c_eval_cli.ipynb #74c63a3a
+def _whole(source, columns=""):
+    "A file of questions as triples, in a list; none, if that is not what it holds."
+    import warnings
+    from derta_kit.data import read_triples
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try: return [read_triples(source, columns=_columns(columns) or None)] if source!="demo" else []
+        except ValueError: return []
+
 # %% ../nbs/14c_eval_cli.ipynb #5fe4d018
 def _cases(attacks, rows, source, demos, templates):
     "The cases of all attacks, in order; `ValueError` for one that lacks what it needs."
@@ -119,7 +129,7 @@ def eval_run(
     held = _some(list(demo_data()["benign_eval"]), harmless)
     cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
-    e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots)
+    e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots, taught=_whole(questions, columns))
     print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *few_questions(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9

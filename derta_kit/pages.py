@@ -135,6 +135,7 @@ def write_page(
     d = rec["decoding"]
     lines = [f"{_count(len(e.rows), 'response')} of {_count(len(names), 'model')} to {_count(e.rows.case.nunique(), 'case')} ({', '.join(dict.fromkeys(e.rows.attack))}); {_count(int((e.rows.error!='').sum()), 'error')}. "
              f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {', '.join(rec['judges'])}."] + few_questions(e.rows)
+    lines += [f"{NAMES.get(n, n)} was trained on {m['trained']['trained on']}: what it says to these tells little of what it says to others." for n,m in rec["models"].items() if "trained on" in (m.get("trained") or {})]
     slim = {**rec, "models": {n: {k: v for k,v in m.items() if k!="curves"} for n,m in rec["models"].items()}}
     page = _RUN.render(title=title, css=Markup(_CSS), subtitle=f"{rec['made']} · torch {rec['versions']['torch']}, transformers {rec['versions']['transformers']}, derta_kit {rec['versions']['derta_kit']}", summary=lines,
                        figures=[(k, _inline(f)) for k,f in figures(e).items()], tables={"Models": (_html(_models_table(e)), "The identity is a hash of all weights and settings.")} | {k: (_html(x), note) for k,(x,note) in t.items()},
