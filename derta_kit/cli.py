@@ -7,6 +7,7 @@ __all__ = ['polite', 'derta_demo', 'derta_probe']
 
 # %% ../nbs/14_cli.ipynb #fc09bfbd
 import contextlib, inspect, logging, os, re, sys, warnings
+from pathlib import Path
 from fastcore.script import anno_parser, store_true
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")     # before torch is there
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # said at import, about an optional kernel that nothing here needs
@@ -41,6 +42,15 @@ def _options(
     for a in parser._actions: a.help = re.sub(r" \(default: (False)?\)$", "", a.help or "")
     return {k: v for k,v in vars(parser.parse_args(argv)).items() if k not in ("pdb","xtra")}
 
+# %% ../nbs/14_cli.ipynb #d3ed450a
+def _there(
+    *names,        # of files, folders or hub data sets
+):
+    "`FileNotFoundError` for what is not there and no hub id."
+    for s in names:
+        hub = s.count("/")==1 and not s.startswith((".","/","~")) and not re.search(r"\.(jsonl?|ndjson|csv|tsv|parquet|txt|ya?ml)(\.\w+)?$", s)
+        if not hub and not Path(s).exists(): raise FileNotFoundError(f"{s}: no such file or folder")
+
 # %% ../nbs/14_cli.ipynb #b1b111de
 def _act(prog, actions, usage, stopped, argv):
     "Do the action that the first word of the command line names."
@@ -49,7 +59,9 @@ def _act(prog, actions, usage, stopped, argv):
     f = actions.get(argv[0])
     with polite(stopped, inspect.signature(f).parameters if f else ()):
         if not f: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(actions)}")
-        f(**_options(f, argv[1:], f"{prog} {argv[0]}"))
+        given = _options(f, argv[1:], f"{prog} {argv[0]}")
+        _there(*(v for k in ("source","helpful","questions") if (v := given.get(k)) and (k,v)!=("questions","demo")))
+        f(**given)
 
 # %% ../nbs/14_cli.ipynb #f76dfb03
 def _columns(

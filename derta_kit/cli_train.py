@@ -9,13 +9,13 @@ __all__ = ['parse', 'run_recipe', 'derta_train']
 import argparse, json, os, sys
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from .cli import _columns, polite
-from .recipes import Recipe, _KINDS, _parse, make_recipe
+from .cli import _columns, _there, polite
 from fastcore.docments import docments
 
 # %% ../nbs/14b_train_cli.ipynb #2c87f2f4
 def _parser():
     "Options are the plain fields of `Recipe`, absent unless given."
+    from derta_kit.recipes import Recipe, _KINDS
     p = argparse.ArgumentParser(prog="derta_train", description="Train an adapter, or a full model, on your triples; the same command goes on from the last checkpoint in OUT.", formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=150))
     p.add_argument("recipe", help="a recipe (.yaml, such as those in scripts/recipes), or triples: a file, a folder or a hub id")
     p.add_argument("out", nargs="?", help="folder for checkpoints and the result; a recipe may name it", default=argparse.SUPPRESS)
@@ -37,6 +37,7 @@ def parse(
     argv,              # the words of the command line
 ):
     "(recipe, other options) of a command line."
+    from derta_kit.recipes import _parse, make_recipe
     a = vars(_parser().parse_args(argv))
     file, rest = a.pop("recipe"), {k: a.pop(k) for k in ("set","plan","device","devices","memory","offload")}
     if "columns" in a: a["columns"] = _columns(a["columns"])
@@ -108,7 +109,7 @@ def _keep(r, tr, hashes, rows, world):
 
 # %% ../nbs/14b_train_cli.ipynb #0538d0c8
 def run_recipe(
-    r:Recipe,          # as `recipes.read_recipe` gives it
+    r,                 # a `Recipe`, as `recipes.read_recipe` gives it
 ):                     # the trainer
     "Train as a recipe says; leaves the result and `run.json` in `r.out`; `ValueError` if another run is there."
     import torch
@@ -144,10 +145,11 @@ def derta_train(
     argv=None,     # default: those of the command line
 ):
     "Train an adapter, or a full model, on your triples: from a recipe, or from options."
-    from derta_kit.engines import EngineError
-    from derta_kit.train import NotFinite
     argv = list(sys.argv[1:] if argv is None else argv)
-    with polite("Stopped. The same command goes on from the last checkpoint.", _KINDS):
+    with polite("Stopped. The same command goes on from the last checkpoint.", ("columns","out")):
+        if argv and argv[0][:1]!="-" and "--plan" not in argv: _there(argv[0])        # a plan may be made where the data are not
+        from derta_kit.engines import EngineError
+        from derta_kit.train import NotFinite
         r, rest = parse(argv)
         if rest.pop("plan"): print(_plan(r, **rest)); return
         if not r.helpful and r.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)

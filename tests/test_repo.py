@@ -127,6 +127,21 @@ def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     assert r.returncode == 2 and "field 'harmful'" in r.stderr and not (tmp_path/"out").exists()
 
 
+@pytest.mark.parametrize("module,args", [("data", ["check","nowhere.jsonl"]), ("data", ["gate","./no/where","--out","o"]), ("eval", ["run","o","--questions","data/nowhere.csv"]), ("train", ["nowhere.jsonl","o"]), ("train", ["my.yaml"])])
+def test_a_missing_file_is_missed_before_the_libraries_are_loaded(module, args, tmp_path):
+    code = f"""
+import sys
+class Heavy:
+    def find_spec(self, name, *rest):
+        if name in ("torch","transformers","peft","datasets"): raise SystemExit(f"{{name}} was loaded")
+sys.meta_path.insert(0, Heavy())
+from derta_kit.cli_{module} import derta_{module}
+derta_{module}({args})"""
+    r = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert r.returncode == 2 and r.stderr.startswith("error: ") and r.stderr.endswith(": no such file or folder\n"), r.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_command_speaks_of_its_options(tmp_path):
     from derta_kit.cli_data import derta_data
     from derta_kit.cli_train import derta_train
@@ -152,6 +167,6 @@ done()"""
 
 def test_a_finished_training_ends_its_process_group(monkeypatch, tmp_path):
     from derta_kit import cli_train
-    ended = []
+    ended = []; (tmp_path/"x.jsonl").write_text("")
     monkeypatch.setattr(cli_train, "run_recipe", lambda r: SimpleNamespace(end=lambda: ended.append(r.out)))
-    cli_train.derta_train(["x.jsonl", str(tmp_path)]); assert ended == [str(tmp_path)]
+    cli_train.derta_train([str(tmp_path/"x.jsonl"), str(tmp_path)]); assert ended == [str(tmp_path)]
