@@ -132,6 +132,8 @@ def test_questions_that_were_trained_on_are_counted(tmp_path):
     f.unlink(); assert _trained_on(models, cases) == {}
     with pytest.warns(UserWarning, match="data with the same hash"): assert _trained_on(models, cases, [rows])["b"] == note
     assert _trained_on(models, attack("none", QS), [rows]) == {}
+    (tmp_path/"demo"/"derta").mkdir(parents=True); (tmp_path/"demo"/"settings.json").write_text(json.dumps(dict(recipe={}, data=dict(triples=data_hash(demo_data()["triples"])))))      # as the demo leaves it
+    with pytest.warns(UserWarning, match="the demo's triples"): assert _trained_on(dict(d=tmp_path/"demo"/"derta"), cases)["d"] == {"trained on": "3 of 4 questions asked here"}
 
 
 def test_what_differs_from_a_finished_run_is_named(tmp_path):
