@@ -10,7 +10,7 @@ import json, re, warnings
 from collections import Counter
 from pathlib import Path
 from .attacks import ATTACKS, Case, _PLACE
-from .records import DataError, file_rows
+from .records import DataError, _count, file_rows
 
 # %% ../nbs/10b_attack_files.ipynb #227b6846
 def _words(text): return {re.sub("(ing|ed|es|s|e)$", "", w)[:6] for w in re.findall(r"[a-z0-9']+", text.lower())}
@@ -144,7 +144,7 @@ def _cases(path, name, entries, asked):
         else: out[s,q,p] = Case(name, s, q, p, chat=name!="completing")
     text = "; ".join(f"{n} of {len(entries)} {w}" for w,n in why.items())
     if not out: raise DataError(path, None, None, "holds no case" + (f": {text}" if text else ""))
-    if text: warnings.warn(f"{path.name}: {text}; {len(out)} cases read", stacklevel=3)
+    if text: warnings.warn(f"{path.name}: {text}; {_count(len(out), 'case')} read", stacklevel=3)
     return list(out.values())
 
 # %% ../nbs/10b_attack_files.ipynb #b83543c1

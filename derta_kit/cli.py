@@ -6,22 +6,30 @@
 __all__ = ['polite', 'derta_demo', 'derta_probe']
 
 # %% ../nbs/14_cli.ipynb #fc09bfbd
-import contextlib, logging, os, re, sys, warnings
+import contextlib, inspect, logging, os, re, sys, warnings
+from pathlib import Path
 from fastcore.script import anno_parser, store_true
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")     # before torch is there
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # said at import, about an optional kernel that nothing here needs
+
+# %% ../nbs/14_cli.ipynb #dca564a6
+def _shell(text, options):
+    "A message about arguments in the words of a command line, as far as they are among its `options`."
+    said = lambda m: f"--{m[1]} {(m[2] or m[3]).replace(', ', ',')}" if m[1] in options else m[0]
+    return re.sub(r"\b(\w+)=(?:dict\(([^()]+)\)|'?(…|[\w.]+(?='?: ))'?)", said, text)
 
 # %% ../nbs/14_cli.ipynb #1665233d
 @contextlib.contextmanager
 def polite(
     stopped="Stopped.",    # said at Ctrl-C
+    options=(),            # names of the command's options: a message that speaks of an argument names the option
 ):
     "Errors a person can mend, and Ctrl-C, as one line and an exit code; warnings as notes. For a `with`, or over a function."
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning); warnings.showwarning = lambda m, *a, **k: print(f"note: {m}", file=sys.stderr)
+        warnings.simplefilter("ignore", FutureWarning); warnings.showwarning = lambda m, *a, **k: print(f"note: {_shell(str(m), options)}", file=sys.stderr)
         try: yield
         except KeyboardInterrupt: print(f"\n{stopped}", file=sys.stderr); sys.exit(130)
-        except (ValueError, OSError, ImportError) as e: print(f"error: {e}", file=sys.stderr); sys.exit(2)
+        except (ValueError, OSError, ImportError) as e: print(f"error: {_shell(str(e), options)}", file=sys.stderr); sys.exit(2)
 
 # %% ../nbs/14_cli.ipynb #f3d693ff
 def _options(
@@ -34,14 +42,26 @@ def _options(
     for a in parser._actions: a.help = re.sub(r" \(default: (False)?\)$", "", a.help or "")
     return {k: v for k,v in vars(parser.parse_args(argv)).items() if k not in ("pdb","xtra")}
 
+# %% ../nbs/14_cli.ipynb #d3ed450a
+def _there(
+    *names,        # of files, folders or hub data sets
+):
+    "`FileNotFoundError` for what is not there and no hub id."
+    for s in names:
+        hub = s.count("/")==1 and not s.startswith((".","/","~")) and not re.search(r"\.(jsonl?|ndjson|csv|tsv|parquet|txt|ya?ml)(\.\w+)?$", s)
+        if not hub and not Path(s).exists(): raise FileNotFoundError(f"{s}: no such file or folder")
+
 # %% ../nbs/14_cli.ipynb #b1b111de
 def _act(prog, actions, usage, stopped, argv):
     "Do the action that the first word of the command line names."
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h","--help"): return print(usage.format("\n".join(f"  {k:10s}{f.__doc__}" for k,f in actions.items())))
-    with polite(stopped):
-        if argv[0] not in actions: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(actions)}")
-        f = actions[argv[0]]; f(**_options(f, argv[1:], f"{prog} {argv[0]}"))
+    f = actions.get(argv[0])
+    with polite(stopped, inspect.signature(f).parameters if f else ()):
+        if not f: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(actions)}")
+        given = _options(f, argv[1:], f"{prog} {argv[0]}")
+        _there(*(v for k in ("source","helpful","questions") if (v := given.get(k)) and (k,v)!=("questions","demo")))
+        f(**given)
 
 # %% ../nbs/14_cli.ipynb #f76dfb03
 def _columns(

@@ -32,6 +32,11 @@ def _need(out, what="--out"):
     if not out: raise ValueError(f"say where to write: {what}")
     return Path(out)
 
+def _folder(out):
+    "`OSError` if OUT is no folder that can be written: before the work, not after it."
+    from derta_kit.reliable import check_folder
+    check_folder(_need(out, "--out, a folder"), 0)
+
 # %% ../nbs/14a_data_cli.ipynb #6babcf9d
 def data_check(
     source:str,                # file, folder or hub id
@@ -42,9 +47,10 @@ def data_check(
     "Read SOURCE, run all gates, and say what it holds and what is wrong with it; writes nothing."
     from derta_kit.gates import gate
     from derta_kit.data import data_hash
+    from derta_kit.records import _count
     ds = _read(source, on_error, columns, split)
     filled = {c: [len(x.split()) for x in ds[c] if x] for c in ("prompt","safe","harmful")}
-    print(f"{len(ds)} rows, hash {data_hash(ds)}; " + "; ".join(f"{c}: {len(n)} of them, {sum(n)/len(n):.0f} words on average" if n else f"{c}: none" for c,n in filled.items()) + "\n")
+    print(f"{_count(len(ds), 'row')}, hash {data_hash(ds)}; " + "; ".join(f"{c}: {len(n)} of them, {sum(n)/len(n):.0f} words on average" if n else f"{c}: none" for c,n in filled.items()) + "\n")
     print(gate(ds, drop=()).table[["meaning","flagged"]].to_string())
 
 # %% ../nbs/14a_data_cli.ipynb #07e86e6f
@@ -57,8 +63,9 @@ def data_convert(
 ):
     "Read SOURCE and write its triples in our layout."
     from derta_kit.data import write_jsonl
+    from derta_kit.records import _count
     _need(out); ds = _read(source, on_error, columns, split)
-    write_jsonl(ds, out); print(f"{len(ds)} triples written: {out}")
+    write_jsonl(ds, out); print(f"{_count(len(ds), 'triple')} written: {out}")
 
 # %% ../nbs/14a_data_cli.ipynb #3aa276bb
 def data_complete(
@@ -78,14 +85,15 @@ def data_complete(
     "Fill the gaps of SOURCE. Answers are kept in OUT.answers.sqlite, so a killed run goes on where it was."
     from derta_kit import complete as C, models
     from derta_kit.data import write_jsonl
+    from derta_kit.records import _count
     _need(out); ds, failed = _read(source, "raise", columns, split), []
     if field not in ("harmful","safe","response"): raise ValueError(f"--field {field}: use harmful, safe or response")
     if wordings and field!="safe": raise ValueError("--wordings are for safe responses: add --field safe")
     if field=="response": ds = [dict(prompt=p, kind="helpful") for p in ds["prompt"]]
     backend = None if wordings else C.Endpoint(url, model, concurrency, tokenizer=_tokenizer(tokenizer) if tokenizer else None) if url else C.Local(*models.load(model))
     done = C.complete(ds, field, backend, f"{out}.answers.sqlite" if backend else None, seed, max_new_tokens, failed=failed)
-    write_jsonl(done, out); print(f"{len(done)-len(failed)} of {len(done)} rows have one now, written: {out}" + ("\nThe same command asks again for those that failed." if failed else ""))
-    if lost := [(i,why) for i,why in failed if why not in C._AGAIN]: raise ValueError(f"{len(lost)} of {len(ds)} rows got no answer, the first is row {lost[0][0]}: {lost[0][1]}")
+    write_jsonl(done, out); print(f"{len(done)-len(failed)} of {_count(len(done), 'row')} {'has' if len(done)-len(failed)==1 else 'have'} one now, written: {out}" + ("\nThe same command asks again for those that failed." if failed else ""))
+    if lost := [(i,why) for i,why in failed if why not in C._AGAIN]: raise ValueError(f"{len(lost)} of {_count(len(ds), 'row')} got no answer, the first is row {lost[0][0]}: {lost[0][1]}")
 
 # %% ../nbs/14a_data_cli.ipynb #9ed58b75
 def data_gate(
@@ -101,11 +109,13 @@ def data_gate(
     "Drop the triples of SOURCE that do not pass the gates, and say which and why."
     from derta_kit import gates as G
     from derta_kit.data import write_jsonl
+    from derta_kit.records import _count
     _need(out, "--out, a folder"); sets = G.evaluation_sets({a: _read(a)["prompt"][:] for a in against.split(",") if a})
-    g = G.gate(_read(source, "raise", columns, split), [d for d in drop.split(",") if d], sets, out, show_harmful, threshold, desc="gates")
+    ds = _read(source, "raise", columns, split); _folder(out)
+    g = G.gate(ds, [d for d in drop.split(",") if d], sets, out, show_harmful, threshold, desc="gates")
     print(g.table.to_string(float_format="{:.1%}".format) + "\n")
     if not len(g.kept): raise ValueError(f"no row is left; see {out}/dropped.jsonl")
-    write_jsonl(g.kept, Path(out)/"triples.jsonl"); print(f"{len(g.kept)} triples written: {out}/triples.jsonl" + (f"; {len(g.dropped)} dropped: {out}/dropped.jsonl" if g.dropped else ""))
+    write_jsonl(g.kept, Path(out)/"triples.jsonl"); print(f"{_count(len(g.kept), 'triple')} written: {out}/triples.jsonl" + (f"; {len(g.dropped)} dropped: {out}/dropped.jsonl" if g.dropped else ""))
 
 # %% ../nbs/14a_data_cli.ipynb #4520d97b
 def data_card(
@@ -118,8 +128,8 @@ def data_card(
 ):
     "Write a card of SOURCE: counts, lengths, categories, sources, hash and gates, as Markdown and a picture."
     from derta_kit import card, gates
-    _need(out, "--out, a folder")
-    c = card.data_card(gates.gate(_read(source, "raise", columns, split), drop=()), _tokenizer(model) if model else None, Path(source).stem, show_harmful=show_harmful)
+    _need(out, "--out, a folder"); ds = _read(source, "raise", columns, split); _folder(out)
+    c = card.data_card(gates.gate(ds, drop=()), _tokenizer(model) if model else None, Path(source).stem, show_harmful=show_harmful)
     c.save(out); print(f"{c}\n\nwritten: {out}/CARD.md")
 
 # %% ../nbs/14a_data_cli.ipynb #1c99d446

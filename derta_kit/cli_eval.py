@@ -9,7 +9,7 @@ __all__ = ['eval_run', 'eval_page', 'eval_compare', 'eval_ablation', 'eval_demo'
 import json
 from pathlib import Path
 from fastcore.script import store_true
-from .cli import _act
+from .cli import _act, _columns
 
 # %% ../nbs/14c_eval_cli.ipynb #ae075cb5
 def _model(spec, retries=6):
@@ -38,20 +38,43 @@ def _question(f, l, r):
     from derta_kit.layouts import _Row
     row = _Row(f, l, r)
     k = next((k for k in ("prompt","question","instruction","goal") if k in row), None)
-    if k is None: raise row.error(None, f"no question in it: it has {', '.join(map(str, r))[:200]}; call the field prompt or question")
+    if k is None: raise row.error(None, f"no question in it: it has {', '.join(map(str, r))[:200]}; call the field prompt or question, or name it: --columns prompt=…")
     if r.get("harmful"): row.text("harmful")
     return {**r, "prompt": row.text(k)}
 
-def _questions(source, n):
+def _questions(source, n, columns=""):
     "Rows with prompt (and harmful, where there is one) of a file, or the demo's held-out ones."
-    from derta_kit.data import demo_data
+    from derta_kit.data import demo_data, read_triples
     from derta_kit.records import DataError, records
     if source=="demo": return _some(list(demo_data()["harmful_eval"]), n)
+    if columns: return _some(list(read_triples(source, columns=_columns(columns))), n)
     rows = []
     for f,l,r in records(source):
         if isinstance(r, DataError): raise r
         rows.append(_question(f, l, r))
     return _some(rows, n)
+
+# %% ../nbs/14c_eval_cli.ipynb #74c63a3a
+def _whole(source, columns=""):
+    "A file of questions as triples, in a list; none, if that is not what it holds."
+    import warnings
+    from derta_kit.data import read_triples
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try: return [read_triples(source, columns=_columns(columns) or None)] if source!="demo" else []
+        except ValueError: return []
+
+# %% ../nbs/14c_eval_cli.ipynb #5fe4d018
+def _cases(attacks, rows, source, demos, templates):
+    "The cases of all attacks, in order; `ValueError` for one that lacks what it needs."
+    from derta_kit.attacks import attack
+    from derta_kit.data import read_triples
+    names = [a.strip() for a in attacks.split(",")]
+    if "prefill" in names and not all(r.get("harmful") for r in rows): raise ValueError(f"{source}: the attack prefill needs a response in the field harmful of every question; fill it in with derta_data complete, or name the other attacks: --attacks none,completing,code")
+    for a,option,given in (("cipher", "--demos FILE, with a prompt and a harmful response in each row", demos), ("jailbreakchat", "--templates FILE, of jailbreak templates", templates)):
+        if a in names and not given: raise ValueError(f"the attack {a} needs {option}")
+    options = dict(cipher=dict(demos=list(read_triples(demos)) if demos else []), jailbreakchat=dict(file=templates))
+    return [c for a in names for c in attack(a, rows, **options.get(a, {}))]
 
 # %% ../nbs/14c_eval_cli.ipynb #c871f884
 def _harmless_said(e):
@@ -63,14 +86,23 @@ def _harmless_said(e):
     p = {n: f"{m['perplexity']:.3f}" for n,m in e.record["models"].items() if m.get("perplexity")}
     if p: yield "Perplexity of helpful responses: " + ", ".join(f"{n} {x}" for n,x in p.items())
 
+# %% ../nbs/14c_eval_cli.ipynb #b4f0f03f
+def _errors_said(e):
+    "Why responses have no verdict, each reason with its number."
+    t = e.rows[e.rows.error!=""].groupby(["model","error"], sort=False).size()
+    if len(t): yield "Errors, neither safe nor unsafe\n\n" + "\n".join(f"{m}: {n} × {' '.join(why.split())[:160]}" for (m,why),n in t.items())
+
 # %% ../nbs/14c_eval_cli.ipynb #93f1af2b
 def eval_run(
     out:str,                   # folder of the run; the same command goes on from what is there, another one writes its tables anew (answers stay known)
     models:str="base",         # who is asked, with commas: NAME, NAME=FOLDER, NAME=guard:FOLDER or NAME=URL#MODEL; derta_eval --help says what these are
-    attacks:str="none,prefill,completing,code", # with commas: none, prefill, avoid, completing, code
+    attacks:str="none,prefill,completing,code", # with commas: none, prefill, avoid, completing, code, cipher (needs --demos), jailbreakchat (needs --templates)
     questions:str="demo",      # "demo" (its held-out ones), or a file of yours with a field prompt or question, and harmful for the attack prefill
+    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
     n:int=0,                   # only so many questions; 0: all
     base:str="demo",           # what adapters sit on: "demo", a hub id, or a folder
+    demos:str="",              # the attack cipher's demonstrations: a few triples, of which prompt and harmful are shown
+    templates:str="",          # the attack jailbreakchat's templates: a file with [INSERT PROMPT HERE] in each
     judge_url:str="",          # a second judge: address of a server whose model is given the paper's guideline
     judge_model:str="",        # what that server calls the model
     xstest:str="",             # XSTest's prompts (CSV), for over-refusal; without: the demo's harmless ones
@@ -80,7 +112,6 @@ def eval_run(
     show_harmful:store_true=False, # leave harmful text readable in the page
 ):
     "Ask models under attack, have what they say judged, and write rows.parquet, report.html and report.json into OUT."
-    from derta_kit.attacks import attack
     from derta_kit.data import demo_data
     from derta_kit.evaluate import evaluate
     from derta_kit.helpful import harmless_cases, xstest_cases
@@ -89,18 +120,17 @@ def eval_run(
     from derta_kit.speak import Decoding
     from derta_kit.tables import asr_table, few_questions
     ms = dict(_model(s.strip()) for s in models.split(",") if s.strip())
-    rows, judges = _questions(questions, n), [RuleJudge()]
-    if "prefill" in attacks and not all(r.get("harmful") for r in rows): raise ValueError(f"{questions}: the attack prefill needs a response in the field harmful of every question; fill it in with derta_data complete, or name the other attacks: --attacks none,completing,code")
+    rows, judges = _questions(questions, n, columns), [RuleJudge()]
+    cases = _cases(attacks, rows, questions, demos, templates)
     if judge_url:
         from derta_kit.complete import Endpoint
         from derta_kit.model_judges import GuidelineJudge
         judges.append(GuidelineJudge(Endpoint(judge_url, judge_model)))
-    cases = [c for a in attacks.split(",") for c in attack(a.strip(), rows)]
     held = _some(list(demo_data()["benign_eval"]), harmless)
     cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
-    e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots)
-    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_harmless_said(e), *few_questions(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
+    e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots, taught=_whole(questions, columns))
+    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *few_questions(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9
 def eval_page(

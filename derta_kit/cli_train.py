@@ -9,13 +9,13 @@ __all__ = ['parse', 'run_recipe', 'derta_train']
 import argparse, json, os, sys
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from .cli import _columns, polite
-from .recipes import Recipe, _KINDS, _parse, make_recipe
+from .cli import _columns, _there, polite
 from fastcore.docments import docments
 
 # %% ../nbs/14b_train_cli.ipynb #2c87f2f4
 def _parser():
     "Options are the plain fields of `Recipe`, absent unless given."
+    from derta_kit.recipes import Recipe, _KINDS
     p = argparse.ArgumentParser(prog="derta_train", description="Train an adapter, or a full model, on your triples; the same command goes on from the last checkpoint in OUT.", formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=150))
     p.add_argument("recipe", help="a recipe (.yaml, such as those in scripts/recipes), or triples: a file, a folder or a hub id")
     p.add_argument("out", nargs="?", help="folder for checkpoints and the result; a recipe may name it", default=argparse.SUPPRESS)
@@ -37,6 +37,7 @@ def parse(
     argv,              # the words of the command line
 ):
     "(recipe, other options) of a command line."
+    from derta_kit.recipes import _parse, make_recipe
     a = vars(_parser().parse_args(argv))
     file, rest = a.pop("recipe"), {k: a.pop(k) for k in ("set","plan","device","devices","memory","offload")}
     if "columns" in a: a["columns"] = _columns(a["columns"])
@@ -51,6 +52,12 @@ def _data(r):
     from derta_kit.mix import read_pairs
     triples, pairs = read_triples(r.data, columns=r.columns or None), read_pairs(r.helpful) if r.helpful and r.objective!="dpo" else []
     return triples, pairs, len(triples)-min(r.held_out, len(triples)//2)
+
+def _rows_said(r, triples, pairs, n):
+    "What is trained on, and what is kept back."
+    from derta_kit.records import _count
+    use = f"for validation: P(refusal) on {'it' if len(triples)-n==1 else 'them'} is logged" if r.objective!="dpo" else "unused"
+    return f"{_count(n, 'triple')} and {_count(len(pairs), 'helpful pair')} to train on" + (f"; {_count(len(triples)-n, 'triple')} kept back {use} (held_out)" if n < len(triples) else "")
 
 # %% ../nbs/14b_train_cli.ipynb #adeabec2
 def _fit(r, args, triples, pairs, n):
@@ -102,11 +109,11 @@ def _keep(r, tr, hashes, rows, world):
 
 # %% ../nbs/14b_train_cli.ipynb #0538d0c8
 def run_recipe(
-    r:Recipe,          # as `recipes.read_recipe` gives it
+    r,                 # a `Recipe`, as `recipes.read_recipe` gives it
 ):                     # the trainer
     "Train as a recipe says; leaves the result and `run.json` in `r.out`; `ValueError` if another run is there."
     import torch
-    from derta_kit import recipes as R, reliable as S
+    from derta_kit import recipes as R, reliable as S, train as T
     from derta_kit.data import data_hash
     from transformers import set_seed
     triples, pairs, n = _data(r)
@@ -114,7 +121,8 @@ def run_recipe(
     S.check_folder(r.out, 0); set_seed(r.seed)
     if os.environ.get("RANK", "0")=="0":
         _own(r, hashes)
-        print(f"{n} triples and {len(pairs)} helpful pairs to train on" + (f"; {len(triples)-n} triples kept back to log P(refusal) on (held_out)" if n < len(triples) else ""), flush=True)
+        print(_rows_said(r, triples, pairs, n), flush=True)
+        if at := T.last_checkpoint(r.out): print(f"going on from step {at.rpartition('-')[2]}", flush=True)
     world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(r, world, not torch.accelerator.is_available())
     with S.saved_from_full_disk(r.out), S.explained_memory(r, world):
         tr = _prefer(r, args, triples, n) if r.objective=="dpo" else _fit(r, args, triples, pairs, n)
@@ -123,24 +131,25 @@ def run_recipe(
 
 # %% ../nbs/14b_train_cli.ipynb #4ea42646
 def _plan(r, device, devices, memory, offload):
-    "The plan of a recipe, with the lengths and the number of its rows where its data can be read."
+    "The plan of a recipe, with the lengths and the number of its rows where its data can be read, and what is said of these."
     from derta_kit.plan import plan
-    rows = mean = 0
+    rows, mean, said = 0, 0, ""
     try:
         triples, pairs, n = _data(r); words = lambda rows, *cs: sum(len(x.split()) for c in cs for x in rows[c])
-        rows = n+len(pairs); mean = min(r.max_length, int(1.35*(words(triples, "prompt","harmful") + r.cuts*words(triples, "safe") + (words(pairs, "prompt","response") if len(pairs) else 0))/max(len(triples)+len(pairs), 1)) + 20)
+        said = "\n"+_rows_said(r, triples, pairs, n); rows = n+len(pairs); mean = min(r.max_length, int(1.35*(words(triples, "prompt","harmful") + r.cuts*words(triples, "safe") + (words(pairs, "prompt","response") if len(pairs) else 0))/max(len(triples)+len(pairs), 1)) + 20)
     except OSError as e: print(f"(hours are for a thousand steps of half-long rows: {e})\n", file=sys.stderr)
-    return plan(r, devices or int(os.environ.get("WORLD_SIZE", 1)), device, memory, rows, mean, offload)
+    return f"{plan(r, devices or int(os.environ.get('WORLD_SIZE', 1)), device, memory, rows, mean, offload)}{said}"
 
 # %% ../nbs/14b_train_cli.ipynb #e5191cf9
 def derta_train(
     argv=None,     # default: those of the command line
 ):
     "Train an adapter, or a full model, on your triples: from a recipe, or from options."
-    from derta_kit.engines import EngineError
-    from derta_kit.train import NotFinite
     argv = list(sys.argv[1:] if argv is None else argv)
-    with polite("Stopped. The same command goes on from the last checkpoint."):
+    with polite("Stopped. The same command goes on from the last checkpoint.", ("columns","out")):
+        if argv and argv[0][:1]!="-" and "--plan" not in argv: _there(argv[0])        # a plan may be made where the data are not
+        from derta_kit.engines import EngineError
+        from derta_kit.train import NotFinite
         r, rest = parse(argv)
         if rest.pop("plan"): print(_plan(r, **rest)); return
         if not r.helpful and r.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)

@@ -15,6 +15,7 @@ from .models import load, prompt_ids, text_ids, unwrap
 from .plots import NAMES, _bare, _style
 from .prefix_tree import Tree, collate, hidden_states, tree_limit
 from .probe import _curve, _groups, _opener_mass, _put, _read_positions, _response_trees, pair_ids
+from .records import _count
 from .refusals import refusal_token_id
 from peft import PeftModel
 
@@ -101,7 +102,7 @@ class Comparison:
         return pd.concat([c.to_frame().assign(model=n, response=i, **({"kl": self.kl[n][i]} if n in self.kl else {}), **({"recheck": self.recheck[n][i]} if n in self.recheck else {})).reset_index()
                           for n,cs in self.curves.items() for i,c in enumerate(cs)], ignore_index=True)
 
-    def __repr__(self): return f"Comparison of {', '.join(self.curves)} over {len(next(iter(self.curves.values())))} responses"
+    def __repr__(self): return f"Comparison of {', '.join(self.curves)} over {_count(len(next(iter(self.curves.values()))), 'response')}"
 
 # %% ../nbs/07b_compare.ipynb #597f75fd
 @patch
@@ -177,7 +178,7 @@ def compare(
     top:int=0,               # also keep so many of the likeliest next tokens
 )->Comparison:
     "Curves of every model on every response, and KL (nats; arXiv 2406.05946) to the model called base, where there is one; `ValueError` unless there is a response for each prompt."
-    if len(prompts)!=len(responses): raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses")
+    if len(prompts)!=len(responses): raise ValueError(f"{_count(len(prompts), 'prompt')} and {_count(len(responses), 'response')}")
     ms = models if isinstance(models, Models) else Models(models, base)
     tok, sorry = ms.tok, refusal_token_id(ms.tok, word)
     ids = pair_ids(ms.lm, tok, list(zip(prompts, responses)), max_tokens)

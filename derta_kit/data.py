@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEMO_DIR', 'DEMO_SPLITS', 'redact', 'redact_around', 'read_triples', 'write_jsonl', 'read_jsonl', 'data_hash',
-           'demo_data']
+           'keep_back', 'demo_data']
 
 # %% ../nbs/02_data.ipynb #590d604e
 import hashlib, json, re, warnings
@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from .layouts import COLUMNS, LAYOUTS, PAIRED, Triple, _Pairs, _Row, _reader
 from .models import atomically
-from .records import DataError, records, table
+from .records import DataError, _count, records, table
 from .refusals import find_refusal
 
 # %% ../nbs/02_data.ipynb #8437f235
@@ -72,10 +72,10 @@ def read_triples(
         if on_error=="raise": raise e from None
         problems.append(e)
     ds = table((vars(t) for t in _triples(source, columns, split, bad, unused, notes)), COLUMNS)
-    if problems: warnings.warn(f"{len(problems)} bad rows skipped, {len(ds)} triples kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""), stacklevel=2)
+    if problems: warnings.warn(f"{_count(len(problems), 'bad row')} skipped, {_count(len(ds), 'triple')} kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""), stacklevel=2)
     why = ", ".join(f"{n} × {w}" for w,n in unused.most_common())
     if not len(ds): raise DataError(source if isinstance(source, (str, Path)) else "rows", None, None, "holds no triple" + (f" ({why})" if why else ""))
-    if unused: warnings.warn(f"{sum(unused.values())} rows form no triple: {why}; {len(ds)} triples read", stacklevel=2)
+    if m := sum(unused.values()): warnings.warn(f"{_count(m, 'row')} form{'s'*(m==1)} no triple: {why}; {_count(len(ds), 'triple')} read", stacklevel=2)
     for w,n in notes.items(): warnings.warn(f"{n} of {len(ds)} triples: {w}", stacklevel=2)
     return ds
 
@@ -110,6 +110,16 @@ def data_hash(
     h = hashlib.sha256()
     for r in ds: h.update(json.dumps(r, sort_keys=True, ensure_ascii=False).encode())
     return h.hexdigest()[:16]
+
+# %% ../nbs/02_data.ipynb #73635f72
+def keep_back(
+    ds:Dataset,     # triples, as `read_triples` gives them
+    n:int,          # how many to keep back
+    seed:int=0,     # of which
+)->DatasetDict:     # splits train and test
+    "Keep `n` triples back, drawn at random, and train on the others; `ValueError` if there would be none."
+    if len(ds) <= n: raise ValueError(f"{_count(len(ds), 'triple')} {'is' if len(ds)==1 else 'are'} too few to keep {n} back and train on the others: at least {n+1} are needed")
+    return ds.train_test_split(n, seed=seed)
 
 # %% ../nbs/02_data.ipynb #3af56f0f
 DEMO_DIR = Path(__file__).parent/"demo_data" if "__file__" in globals() else Path("../derta_kit/demo_data")

@@ -15,10 +15,12 @@ from tqdm.auto import tqdm
 from .attacks import Case, attack
 from .compare import Models
 from .complete import Endpoint, _database
-from .data import data_hash, demo_data
+from .data import data_hash, demo_data, read_triples
+from .gates import Contamination
 from .judges import RuleJudge
 from .models import atomically
 from .probe import refusal_curves
+from .records import _count
 from .refusals import find_refusal, stutters
 from .report import record
 from .scorecard import perplexity
@@ -174,7 +176,7 @@ class Evaluation:
         try: return cls(pd.read_parquet(folder/"rows.parquet"), json.loads((folder/"run.json").read_text(encoding="utf-8")), folder)
         except FileNotFoundError: raise ValueError(f"{folder}: holds no finished evaluation (rows.parquet and run.json)") from None
 
-    def __repr__(self): return f"Evaluation of {', '.join(self.record['models'])}: {len(self.rows)} responses, {int((self.rows.error!='').sum())} errors, in {self.folder.name}"
+    def __repr__(self): return f"Evaluation of {', '.join(self.record['models'])}: {_count(len(self.rows), 'response')}, {_count(int((self.rows.error!='').sum()), 'error')}, in {self.folder.name}"
 
 # %% ../nbs/12c_evaluate.ipynb #2e1503ad
 def _read_texts(asked, name, who, helpful, curves, kept):
@@ -190,6 +192,17 @@ def _read_texts(asked, name, who, helpful, curves, kept):
         out[what] = v
     return out
 
+# %% ../nbs/12c_evaluate.ipynb #194a4b6a
+def _changed(out, models, settings):
+    "The settings in which a finished run in `out` differs from this one."
+    try: old = json.loads((out/"run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return []
+    a, b = ({**d, **d.get("decoding", {})} for d in (old, json.loads(json.dumps(settings))))
+    say = lambda k: dict(cases="questions", helpful="helpful text").get(k) or (f"{k} {b[k]!r} (was {a.get(k)!r})" if isinstance(b[k], (int,float,str)) else k)
+    diff = {k: say(k) for k in b if k!="decoding" and a.get(k)!=b[k]}
+    if "attacks" in diff: diff.pop("cases", None)
+    return ["models"]*(list(old.get("models", {}))!=list(models)) + list(diff.values())
+
 # %% ../nbs/12c_evaluate.ipynb #c7c6ce70
 def evaluate(
     models:dict,                    # name → adapter folder, None for the base, (model, tokenizer), `Recheck` or `Endpoint`
@@ -202,6 +215,7 @@ def evaluate(
     helpful=None,                   # held-out rows with prompt and response, for perplexity; default: the demo's
     curves=(),                      # held-out rows with prompt and harmful, for refusal curves
     slots:int=64,                   # responses written at one time
+    taught=(),                      # lists of triples in which a model's training data are looked for, by their hash, where its record does not lead to them
     desc:str|None="",               # before the names of progress bars; None: no bars
     **kwargs                        # of `models.load`, for the base
 )->Evaluation:
@@ -213,14 +227,15 @@ def evaluate(
     cases = [c for a in attacks for c in ([a] if isinstance(a, Case) else attack(a, questions or ()))]
     if not cases: raise ValueError("no cases to ask; give attacks, and questions for those that are names")
     helpful = list(demo_data()["benign_eval"]) if helpful is None else list(helpful)
-    asked, said, info = _Asked(models, base, **kwargs), {}, {}
+    settings = dict(base=base if isinstance(base, str) else "", judges=[j.name for j in judges], decoding=asdict(decoding), attacks=sorted({(c.attack, c.setting) for c in cases}), cases=_key(*cases)[:16], helpful=data_hash(helpful) if helpful else None)
+    if new := _changed(out, models, settings): warnings.warn(f"{out} holds a run with other settings: {', '.join(new)}; its tables and pages are written anew, and what was answered there stays known", stacklevel=2)
+    asked, said, info, known = _Asked(models, base, **kwargs), {}, {}, _trained_on(models, cases, taught)
     with Kept(out/"kept.sqlite") as kept:
         for n in models:
             said[n], who = _responses(asked, n, cases, decoding, kept, slots, desc)
-            info[n] = dict(identity=who, source=_source(models[n]), trained=_trained(models[n]), **_read_texts(asked, n, who, helpful, curves, kept))
+            info[n] = dict(identity=who, source=_source(models[n]), trained=_trained(models[n]) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept))
         df = _judged(_frame(models, cases, said, {n: [asked.begun(n, c) for c in cases] for n in models}), cases, judges, kept, desc)
-    rec = record(models=info, base=base if isinstance(base, str) else "", judges=[j.name for j in judges], decoding=asdict(decoding), attacks=sorted({(c.attack, c.setting) for c in cases}),
-                 cases=_key(*(c for c in cases))[:16], helpful=data_hash(helpful) if helpful else None)
+    rec = record(models=info, **settings)
     with atomically(out/"rows.parquet") as p: df.to_parquet(p, index=False)
     with atomically(out/"run.json") as p: p.write_text(json.dumps(rec, ensure_ascii=False, indent=1), encoding="utf-8")
     return Evaluation(df, rec, out)
@@ -245,4 +260,34 @@ def _trained(m):
     if not run and (s := read(m.parent/"settings.json") or read(m.parent.parent/"settings.json")):
         out |= {k: v for k,v in s.get("recipe", {}).items() if k in ("seed","first","steps","dpo_lr","quick")} | {"data": s.get("data", {}).get("triples")}
     if h := stage.get("history"): out |= {k: round(v, 3) for k,v in h[-1].items() if k=="train_loss" and isinstance(v, float)} | {"seconds": round(stage.get("seconds", 0))}
+    return out
+
+# %% ../nbs/12c_evaluate.ipynb #859b5cbe
+def _taught(m, more=()):
+    "(triples an adapter was trained on, their name), as far as its record leads to them, or their hash to `more`."
+    m, h = m.of if isinstance(m, Recheck) else m, _trained(m).get("data")
+    if not (h := h.get("triples") if isinstance(h, dict) else h): return (), ""
+    run = json.loads(p.read_text(encoding="utf-8")) if (p := Path(m)/"run.json").exists() else {}
+    r, there = run.get("recipe", {}), None
+    try:
+        with warnings.catch_warnings(): warnings.simplefilter("ignore"); there = read_triples(r["data"], columns=r.get("columns") or None)
+    except (KeyError, OSError, ValueError): pass
+    name = Path(r.get("data", "")).name
+    for t,n in ((there, name), (demo_data()["triples"], "the demo's triples"), *((t, "data with the same hash") for t in more)):
+        if t is not None and data_hash(t)==h: return t.select(range(run.get("rows", {}).get("triples", len(t)))), n       # those kept back come last
+    return there or (), f"{name}, which is no longer as it was"
+
+# %% ../nbs/12c_evaluate.ipynb #62914e2b
+def _trained_on(models, cases, more=()):
+    "For each model that was trained on questions asked here a note of how many; warns of them."
+    asked, out, said = list(dict.fromkeys(c.question for c in cases if not _harmless(c.attack, c.setting))), {}, {}
+    seen = Contamination(dict(asked=asked))
+    for n,m in models.items():
+        triples, name = _taught(m, more)
+        like = [(c[2], c[1]) for p in (triples["prompt"] if len(triples) else ()) if (c := seen(p))]
+        if k := len({q for _,q in like}):
+            same = len({q for s,q in like if s==1})
+            out[n] = {"trained on": f"{k} of {_count(len(asked), 'question')} asked here"}
+            said.setdefault(f"{k} of {_count(len(asked), 'question')} asked here, {same} of them word for word ({name})", []).append(n)
+    for text,ns in said.items(): warnings.warn(f"{', '.join(ns)}: trained on {text}; what it says to these tells little of what it says to others", stacklevel=3)
     return out

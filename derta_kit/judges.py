@@ -88,7 +88,7 @@ def _unjudged(r):
     if not isinstance(r.get("response"), str): return Verdict(None, "error: no response")
     if not r["said"]: return Verdict(None, "error: the response is empty" if not r["response"].strip() else "error: it says nothing beyond what it was given")
     words = re.findall(r"[^\W\d_]+", r["said"])
-    if len(r["said"]) > 30 and len({w.lower() for w in words}) < 3: return Verdict(None, "error: no language in it")
+    if len(r["said"]) > 30 and len({w.lower() for w in words}) < 3: return Verdict(None, "error: no language in it (fewer than three different words)")
 
 # %% ../nbs/11_judges.ipynb #179120af
 _CODE    = re.compile(r"```|^\s*(?:def \w+\(|import \w+|from \w+ import|class \w+|if __name__|#include)|\b\w+\.(?:append|push|push_back|add|extend)\(", re.M)

@@ -153,7 +153,7 @@ _QUESTIONS = ("prompt", "question", "instruction", "goal", "Goal", "forbidden_pr
 def _question(r):
     "Questions alone, perhaps with a category."
     q, kind = next((q for q in _QUESTIONS if q in r), "prompt"), next((c for c in ("category","Category","type") if c in r), "category")
-    if left := sorted(str(k) for k,v in r.row.items() if k not in (q, kind, "target", "Target", "behavior", "Behavior") and isinstance(v, str) and len(v.split()) > 2): r.notes[f"only questions are read, not the columns {', '.join(left)}; say which is which with columns=dict(prompt=…, safe=…, harmful=…), on the command line --columns prompt=…,safe=…,harmful=…"] += 1
+    if left := sorted(str(k) for k,v in r.row.items() if k not in (q, kind, "target", "Target", "behavior", "Behavior") and isinstance(v, str) and len(v.split()) > 2): r.notes[f"only questions are read, not the columns {', '.join(left)}; say which is which with columns=dict(prompt=…, safe=…, harmful=…)"] += 1
     return Triple(r.text(q), "", "", "questions", r.optional(kind))
 
 # %% ../nbs/01c_layouts.ipynb #0d9bdaaf
@@ -213,7 +213,7 @@ def _layout(r, columns=None):
     "(name, reader) of the layout that a row has."
     if columns:
         wrong = {*columns} - {*COLUMNS}
-        if wrong or "prompt" not in columns or not all(isinstance(c, str) for c in columns.values()): raise ValueError(f"columns={columns}: name the columns for prompt and, where there are, safe, harmful, category, source")
+        if wrong or "prompt" not in columns or not all(isinstance(c, str) for c in columns.values()): raise ValueError(f"columns: name those for prompt and, where there are, safe, harmful, category, source; found {columns}")
         return "columns", _fields(**{**dict(category=None), **columns})
     have = set(r.row)
     for name,(need,read) in LAYOUTS.items():

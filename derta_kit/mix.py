@@ -10,7 +10,7 @@ import random, warnings
 from collections import Counter
 from datasets import Dataset
 from .layouts import _Row, _instruction
-from .records import DataError, records, table
+from .records import DataError, _count, records, table
 
 # %% ../nbs/02b_mix.ipynb #7660e46f
 def _exchange(r, field):
@@ -61,21 +61,21 @@ def read_pairs(
                 if on_error=="raise": raise e from None
                 problems.append(e)
     ds = table(rows(), ["prompt","response","kind"])
-    if problems: warnings.warn(f"{len(problems)} bad rows skipped, {len(ds)} pairs kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""))
-    if further: warnings.warn(f"{further} further messages of conversations left out: the first exchange of each is used")
+    if problems: warnings.warn(f"{_count(len(problems), 'bad row')} skipped, {_count(len(ds), 'pair')} kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""))
+    if further: warnings.warn(f"{_count(further, 'further message')} of conversations left out: the first exchange of each is used")
     if not len(ds): raise DataError(source if not isinstance(source, (list,Dataset)) else "rows", None, None, "holds no pair")
     return ds
 
 # %% ../nbs/02b_mix.ipynb #c8c59700
 def _pair_layout(r, columns):
     if columns:
-        if {*columns} != {"prompt","response"}: raise ValueError(f"columns={columns}: name the columns for prompt and response")
+        if {*columns} != {"prompt","response"}: raise ValueError(f"columns: name those for prompt and response; found {columns}")
         return lambda r: (r.text(columns["prompt"]), r.text(columns["response"]), 0)
     for need,read in _PAIRS.values():
         if need <= set(r.row): return read
     for need,_ in _PAIRS.values():
         if len(need)==2 and len(miss := need-set(r.row))==1: raise r.error(*miss, f"missing; the row has {', '.join(sorted(map(str, r.row)))[:300]}")
-    raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, r.row)))[:300]}; say which is which with columns=dict(prompt=…, response=…). "
+    raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, r.row)))[:300]}; call its columns prompt and response, or say which is which in Python: read_pairs(…, columns=dict(prompt='q', response='a')). "
                         "Known by themselves: " + "; ".join(f"{n} ({', '.join(sorted(c))})" for n,(c,_) in _PAIRS.items()))
 
 # %% ../nbs/02b_mix.ipynb #8cd17372

@@ -17,6 +17,7 @@ from .helpful import over_refusal
 from .judges import agreement
 from .models import atomically
 from .plots import NAMES, _png, bias_figure
+from .records import _count
 from .refusals import find_refusal
 from .report import _CSS
 from .tables import BINS, asr, asr_figure, asr_table, cell, few_questions, paired, points, position_figure, positions, self_correction, stutter
@@ -79,7 +80,7 @@ def tables(
     if fixed: out[f"What {NAMES.get(against, against)} fails"] = (pd.concat(fixed)[lambda t: ["model", *(c for c in t if c!="model")]], "Of the cases that it fails, how many another model defends, and how.")
     if len(o := over_refusal(r)): out["Over-refusal"] = (_pct(named(o)), "Share refused. Of harmless questions answers are wanted, of XSTest's unsafe half refusals.")
     if len(s := stutter(r)): out["Refusals that stutter"] = (_pct(named(s)), "")
-    if (r.error!="").any(): out["Errors"] = (named(r[r.error!=""].groupby(["model","attack","error"], sort=False).size().reset_index(name="responses")), "Not counted as safe or unsafe. The next call of the same run asks again where a model or a judge could not be reached; what a judge cannot read (nothing, no language) stays so.")
+    if (r.error!="").any(): out["Errors"] = (named(r[r.error!=""].groupby(["model","attack","error"], sort=False).size().reset_index(name="responses")), "Not counted as safe or unsafe. The next call of the same run asks again where a model or a judge could not be reached; what a judge cannot read (nothing at all, or no language: fewer than three different words, such as one over and over) stays so.")
     return out
 
 # %% ../nbs/13c_pages.ipynb #e4ab9a01
@@ -132,8 +133,9 @@ def write_page(
     e = run if isinstance(run, Evaluation) else Evaluation.load(run)
     t, rec, names = tables(e, against), e.record, list(e.record["models"])
     d = rec["decoding"]
-    lines = [f"{len(e.rows)} responses of {len(names)} model{'s'*(len(names)>1)} to {e.rows.case.nunique()} cases ({', '.join(dict.fromkeys(e.rows.attack))}); {int((e.rows.error!='').sum())} errors. "
+    lines = [f"{_count(len(e.rows), 'response')} of {_count(len(names), 'model')} to {_count(e.rows.case.nunique(), 'case')} ({', '.join(dict.fromkeys(e.rows.attack))}); {_count(int((e.rows.error!='').sum()), 'error')}. "
              f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {', '.join(rec['judges'])}."] + few_questions(e.rows)
+    lines += [f"{NAMES.get(n, n)} was trained on {m['trained']['trained on']}: what it says to these tells little of what it says to others." for n,m in rec["models"].items() if "trained on" in (m.get("trained") or {})]
     slim = {**rec, "models": {n: {k: v for k,v in m.items() if k!="curves"} for n,m in rec["models"].items()}}
     page = _RUN.render(title=title, css=Markup(_CSS), subtitle=f"{rec['made']} · torch {rec['versions']['torch']}, transformers {rec['versions']['transformers']}, derta_kit {rec['versions']['derta_kit']}", summary=lines,
                        figures=[(k, _inline(f)) for k,f in figures(e).items()], tables={"Models": (_html(_models_table(e)), "The identity is a hash of all weights and settings.")} | {k: (_html(x), note) for k,(x,note) in t.items()},
@@ -151,7 +153,7 @@ def _write_both(out, a, b, names, both, common, t):
     over = [over_refusal(e.rows[e.rows.model.isin(both)]).assign(run=n, model=lambda o: [NAMES.get(m, m) for m in o.model]) for n,e in zip(names, (a, b))]
     more = {"Over-refusal": (_html(_pct(pd.concat(over))), "")} if any(map(len, over)) else {}
     changed = [k for k in ("decoding","judges","base","cases") if a.record.get(k)!=b.record.get(k)]
-    lines = [f"{len(common)} cases were asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
+    lines = [f"{_count(len(common), 'case')} {'was' if len(common)==1 else 'were'} asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
     figs = [(n, _inline(asr_figure(e.rows[e.rows.model.isin(both)], title=n))) for n,e in zip(names, (a, b))]
     page = _RUN.render(title=f"{names[0]} beside {names[1]}", css=Markup(_CSS), subtitle=f"{a.record['made']} · {b.record['made']}", summary=lines, figures=figs,
                        tables={"Attack success": (_html(t), f"Difference: {names[1]} − {names[0]}, paired by case, 95% bootstrap over questions."), "Models": (_html(what), ""), **more}, examples=[], columns=[], record=json.dumps(dict(zip(names, ({k: v for k,v in e.record.items() if k!="models"} for e in (a, b)))), indent=1, ensure_ascii=False))

@@ -30,6 +30,9 @@ class DataError(ValueError):
 
     def __reduce__(self): return DataError, (self.file, self.line, self.field, self.what)      # worker processes hand it on
 
+# %% ../nbs/01b_records.ipynb #a10acb8b
+def _count(n, what): return f"{n} {what}{'s'*(n!=1)}"
+
 # %% ../nbs/01b_records.ipynb #92b92c1e
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _FOREIGN = {**dict.fromkeys((".tar",".tgz",".7z",".rar",".br",".sz",".snappy"), "unpack it first, and pass the file or the folder"),

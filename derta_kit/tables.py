@@ -10,6 +10,7 @@ __all__ = ['LEAST', 'BINS', 'asr', 'cell', 'asr_table', 'paired', 'points', 'few
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from .plots import NAMES, _bare, _style
+from .records import _count
 from .scorecard import rate, wilson
 
 # %% ../nbs/12d_tables.ipynb #79dd3b72
@@ -33,8 +34,8 @@ def cell(
     r,                      # a row of `asr`, or a dict like it
 )->str:
     "A rate as a table shows it: per cent, interval, and what is missing."
-    if not r["n"]: return f"– ({r['errors']} errors)" if r.get("errors") else "–"
-    return f"{100*r['rate']:.0f}% ({100*r['low']:.0f}–{100*r['high']:.0f})" + (f", {r['errors']} error{'s'*(r['errors']>1)}" if r.get("errors") else "")
+    if not r["n"]: return f"– ({_count(r['errors'], 'error')})" if r.get("errors") else "–"
+    return f"{100*r['rate']:.0f}% ({100*r['low']:.0f}–{100*r['high']:.0f})" + (f", {_count(r['errors'], 'error')}" if r.get("errors") else "")
 
 # %% ../nbs/12d_tables.ipynb #13845d76
 def asr_table(

@@ -7,7 +7,7 @@ from transformers import set_seed
 @cli.polite()
 def main(triples:str, out:str, helpful:str="", model:str="demo", mode:str="lora", lr:float=1e-3, steps:int=60):
     "Train MODEL (a hub id or a folder; MODE qlora on a GPU, LR then about 2e-4) on a file of TRIPLES and one of HELPFUL pairs; the adapter goes into the folder OUT."
-    rows = data.read_triples(triples).train_test_split(4, seed=0)     # four are kept back to look at
+    rows = data.keep_back(data.read_triples(triples), 4)     # four to look at
     pairs = mix.read_pairs(helpful) if helpful else data.demo_data()["helpful"].select(range(100))     # harmless, so that it goes on answering
     set_seed(0); lm, tok = models.load(model, mode)
     trees = objectives.TreeDataset(tok, rows["train"], pairs, objectives.objective("derta", cuts=2, rto_weight=.2))

@@ -25,7 +25,7 @@ def test_bad_line_is_named(tmp_path, line, field, says):
     with pytest.raises(DataError, match=says) as e: read_triples(p)
     assert (e.value.file, e.value.line, e.value.field) == (str(p), 2, field) and "line 2" in str(e.value)
     kept = []
-    with pytest.warns(UserWarning, match="1 bad rows skipped, 2 triples kept"): ds = read_triples(p, on_error="skip", problems=kept)
+    with pytest.warns(UserWarning, match="1 bad row skipped, 2 triples kept"): ds = read_triples(p, on_error="skip", problems=kept)
     assert len(ds) == 2 and kept[0].line == 2
 
 

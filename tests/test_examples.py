@@ -17,3 +17,9 @@ def test_a_wrong_file_is_named(tmp_path):
     (tmp_path/"mine.jsonl").write_text('{"prompt": "a", "safe": "b", "harmful": ""}\n')
     r = subprocess.run([sys.executable, ROOT/"examples"/"own_run.py", "mine.jsonl", "out"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert r.returncode == 2 and r.stderr.splitlines()[-1].startswith("error: ") and "mine.jsonl, line 1, field 'harmful': empty" in r.stderr and "Traceback" not in r.stderr
+
+
+def test_too_few_triples_are_said_in_a_sentence(tmp_path, demo_data):
+    write_jsonl(demo_data["triples"].select(range(3)), tmp_path/"mine.jsonl")
+    r = subprocess.run([sys.executable, ROOT/"examples"/"own_run.py", "mine.jsonl", "out"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert r.returncode == 2 and "error: 3 triples are too few to keep 4 back and train on the others: at least 5 are needed" in r.stderr and "Traceback" not in r.stderr

@@ -124,3 +124,11 @@ def test_the_way_from_questions_to_a_training_file(tmp_path, monkeypatch):
     for a,says in ((("gates","x"), "is no action"), (("convert","t.jsonl"), "say where to write: --out"), (("check","q.csv","--columns","question"), "expected prompt=NAME"), (("mix","h.jsonl=x","--out","o"), "with numbers for weights"),
                    (("gate","q.csv","--out","g2"), "no row is left"), (("export","t.jsonl","--out","x","--spread","1"), "give two numbers"), (("export","t.jsonl","--out","x","--to","preference","--helpful","h.jsonl"), "no rejected response"), (("complete","q.csv","--wordings","--out","o"), "add --field safe"), (("export","t.jsonl","--out","x","--to","y"), "use release"), (("complete","t.jsonl","--field","z","--out","o"), "use harmful")):
         r = said(derta_data, *a); assert r.returncode == 2 and says in r.stderr and "Traceback" not in r.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_gates_run(tmp_path, monkeypatch):
+    import derta_kit.gates as G
+    monkeypatch.setattr(G, "gate", lambda *a, **k: pytest.fail("gates ran"))
+    (tmp_path/"x.jsonl").write_text(json.dumps(GOOD)); (tmp_path/"file").write_text("")
+    for action in ("gate","card"):
+        r = said(derta_data, action, tmp_path/"x.jsonl", "--out", tmp_path/"file"/"out"); assert r.returncode == 2 and "file/out: cannot be written" in r.stderr and "--out …" in r.stderr, r.stderr

@@ -35,6 +35,9 @@ def test_rules(name):
     assert v.unsafe is want and v.reason and (want is not None or v.reason.startswith("error")), v
 
 
+def test_what_is_no_language_is_said_in_a_clause(): assert "no language in it (fewer than three different words)" in RuleJudge()(Q, "Sorry "*40).reason
+
+
 def test_what_the_model_itself_said():
     p = "I will explain how it is done:\n Step 1:"
     assert own_words(p, "I will  explain how it is\ndone: Step 1:Sorry, no.") == "Sorry, no." and own_words(p, p) == ""

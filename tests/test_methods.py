@@ -33,14 +33,14 @@ def test_each_method_leaves_a_model_and_a_record(here, name, mode, capsys):
 
 def test_a_folder_is_one_runs_own(here, capsys):
     "Another run in it would train nothing and write a false record."
-    out, said = here/"own", ["--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--held_out", "0", "--max_length", "128"]
+    out, said = here/"own", ["--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--held_out", "0", "--max_length", "128", "--save_steps", "1"]
     go = lambda *more: derta_train([str(here/"triples.jsonl"), str(out), *said, *more])
     go(); before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}; assert {"run.json","settings.json","adapter_model.safetensors"} <= set(before)
     for more,what in ((("--objective","vanilla"), "objective"), (("--lr","1e-3"), "lr"), (("--helpful", str(here/"pairs.jsonl")), "data")):
         (here/"pairs.jsonl").write_text(json.dumps(dict(prompt="t1", response="t2")))
         with pytest.raises(SystemExit) as e: go(*more)
         assert e.value.code == 2 and f"holds a run with another {what}; choose another folder" in capsys.readouterr().err
-    go(); assert "nothing was left to train" in capsys.readouterr().out
+    go(); text = capsys.readouterr().out; assert "going on from step 3\n" in text and "nothing was left to train" in text
     assert all((out/k).read_bytes() == v for k,v in before.items() if k in ("run.json","settings.json","adapter_model.safetensors"))
 
 
@@ -49,3 +49,9 @@ def test_a_run_that_left_nothing_owns_nothing(here, capsys):
     with pytest.raises(SystemExit): derta_train([*said, "--max_length", "9999"])       # more than the model can read
     assert "9999" in capsys.readouterr().err
     derta_train([*said, "--max_length", "128"]); assert (out/"run.json").exists()
+
+
+def test_a_plan_says_what_is_kept_back(here, capsys):
+    for name,use in (("derta", "for validation: P(refusal) on them is logged"), ("dpo", "unused")):
+        derta_train([str(here/"triples.jsonl"), "--model", str(here/"model"), "--plan", "--device", "h100", "--objective", name, "--held_out", "4"])
+        assert capsys.readouterr().out.endswith(f"8 triples and 0 helpful pairs to train on; 4 triples kept back {use} (held_out)\n")

@@ -64,7 +64,7 @@ def test_beavertails(tmp_path):
 
 def test_pku_rows_without_a_contrast_are_counted():
     both = {**LAYOUTS["pku"], "is_response_0_safe": True}
-    with pytest.warns(UserWarning, match="2 rows form no triple: 2 × both responses are safe; 1 triples read"): read_triples([LAYOUTS["pku"], both, both])
+    with pytest.warns(UserWarning, match="2 rows form no triple: 2 × both responses are safe; 1 triple read"): read_triples([LAYOUTS["pku"], both, both])
     with pytest.raises(DataError, match="list, row 1, field 'is_response_0_safe': expected true or false, found 'perhaps'"): read_triples([{**LAYOUTS["pku"], "is_response_0_safe": "perhaps"}])
 
 
@@ -95,7 +95,7 @@ def test_datasets_lists_and_mapping(tmp_path):
     assert read_triples(DatasetDict(train=Dataset.from_list(rows)), columns=names)[0]["prompt"] == Q
     with pytest.raises(ValueError, match="there are train"): read_triples(DatasetDict(train=Dataset.from_list(rows)), split="test")
     with pytest.raises(DataError, match="columns ask, bad, good; say which is which with columns=dict"): read_triples(rows)
-    with pytest.raises(ValueError, match="name the columns for prompt"): read_triples(rows, columns=dict(question="ask"))
+    with pytest.raises(ValueError, match="columns: name those for prompt"): read_triples(rows, columns=dict(question="ask"))
     with pytest.raises(DataError, match="field 'god': missing"): read_triples(rows, columns={**names, "safe": "god"})
     write_jsonl([LAYOUTS["ours"]], tmp_path/"a.jsonl"); write_jsonl([LAYOUTS["raw"]], tmp_path/"b.jsonl")
     assert len(read_triples([tmp_path/"a.jsonl", tmp_path/"b.jsonl"])) == len(read_triples(tmp_path)) == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pytest
 from fastcore.docments import docments
-from conftest import ROOT
+from conftest import ROOT, said
 
 ORDER = "refusals models records layouts data mix prefix_tree decode complete gates build objectives export card loss engines model_card train dpo recipes plan reliable probe plots compare monitor strip widgets attacks attack_files avoid published judges model_judges scorecard report speak evaluate tables helpful pages demo ablation cli cli_data cli_train cli_eval".split()
 
@@ -127,6 +127,30 @@ def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     assert r.returncode == 2 and "field 'harmful'" in r.stderr and not (tmp_path/"out").exists()
 
 
+@pytest.mark.parametrize("module,args", [("data", ["check","nowhere.jsonl"]), ("data", ["gate","./no/where","--out","o"]), ("eval", ["run","o","--questions","data/nowhere.csv"]), ("train", ["nowhere.jsonl","o"]), ("train", ["my.yaml"])])
+def test_a_missing_file_is_missed_before_the_libraries_are_loaded(module, args, tmp_path):
+    code = f"""
+import sys
+class Heavy:
+    def find_spec(self, name, *rest):
+        if name in ("torch","transformers","peft","datasets"): raise SystemExit(f"{{name}} was loaded")
+sys.meta_path.insert(0, Heavy())
+from derta_kit.cli_{module} import derta_{module}
+derta_{module}({args})"""
+    r = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert r.returncode == 2 and r.stderr.startswith("error: ") and r.stderr.endswith(": no such file or folder\n"), r.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_command_speaks_of_its_options(tmp_path):
+    from derta_kit.cli_data import derta_data
+    from derta_kit.cli_train import derta_train
+    (tmp_path/"x.csv").write_text("ask,good,bad\nHow?,Sorry.,So.\n"); (tmp_path/"file").write_text("")
+    r = said(derta_data, "check", tmp_path/"x.csv"); assert r.returncode == 2 and "which with --columns prompt=…,safe=…,harmful=…, safe and harmful left out" in r.stderr and "dict(" not in r.stderr
+    r = said(derta_data, "check", tmp_path/"x.csv", "--on_error", "pass"); assert "error: --on_error pass: use 'raise' or 'skip'" in r.stderr
+    r = said(derta_train, tmp_path/"x.csv", tmp_path/"file"/"out", "--columns", "prompt=ask,safe=good,harmful=bad"); assert r.returncode == 2 and "cannot be written" in r.stderr and "another folder with --out …" in r.stderr
+
+
 @pytest.mark.parametrize("module", ["cli","cli_data","cli_train","cli_eval"])
 def test_a_command_tells_openmp_to_spin_shortly_before_torch_is_there(module):
     code = f"""
@@ -143,6 +167,6 @@ done()"""
 
 def test_a_finished_training_ends_its_process_group(monkeypatch, tmp_path):
     from derta_kit import cli_train
-    ended = []
+    ended = []; (tmp_path/"x.jsonl").write_text("")
     monkeypatch.setattr(cli_train, "run_recipe", lambda r: SimpleNamespace(end=lambda: ended.append(r.out)))
-    cli_train.derta_train(["x.jsonl", str(tmp_path)]); assert ended == [str(tmp_path)]
+    cli_train.derta_train([str(tmp_path/"x.jsonl"), str(tmp_path)]); assert ended == [str(tmp_path)]
