@@ -97,9 +97,10 @@ def layer_keeps(
     s:Shape,         # of the model
     mode="full",     # full, lora or qlora
     length=0,        # tokens a row
+    copies=0,        # of the residual stream beyond these: 2 in bfloat16, 7 where weights are float32 and only products are not
 )->float:
     "Numbers that one layer keeps for its backward pass, a token, in rows of `length` tokens (a tree's mask is made a number each)."
-    return (6 if mode=="full" else 4)*s.hidden + 4*s.query + 4*s.inner + s.heads + 2 + s.rank + length
+    return ((6 if mode=="full" else 4)+copies)*s.hidden + 4*s.query + 4*s.inner + s.heads + 2 + s.rank + length
 
 # %% ../nbs/06c_plan.ipynb #515a8f05
 _NF4 = .5 + 1/64 + 4/(64*256)      # bytes a parameter: 4 bits, a byte a block of 64 (double quantisation), a float32 a 256 blocks
@@ -116,18 +117,18 @@ def memory(
     "What a step holds at its fullest, on each device."
     s, full = shape(config, r.mode, r.lora), r.mode=="full"
     n = tokens or r.batch*r.max_length
-    auto = 4 if cpu else 2
-    wide = {"fp32": 4, "bf16": 2, "mixed": auto if r.mode=="qlora" else 4, "auto": auto}[r.precision]     # of a weight
+    auto, zero = 4 if cpu else 2, r.engine=="zero3" and r.precision!="fp32"                      # DeepSpeed: bfloat16, and a float32 copy of what is trained
+    wide = 2 if zero else {"fp32": 4, "bf16": 2, "mixed": auto if r.mode=="qlora" else 4, "auto": auto}[r.precision]     # of a weight
     act = 2 if r.precision=="mixed" else wide                                                 # of an activation
     trained = wide if full else 4                                                             # peft keeps adapters in float32
     cut = devices if r.engine in ("fsdp2","zero3") else 1
     held = 0 if offload and cut>1 else 1/cut
     base = s.body*_NF4+(s.ends+s.small)*wide if r.mode=="qlora" else s.base*wide
     adapter = 0 if full else s.trained*4
-    parts = {"weights": (base+adapter)*held + (s.trained*2 if act < trained and cut==1 else 0), "gathered": (2*s.layer+s.head)*act if cut>1 else 0, "gradients": s.trained*trained*held*(2 if cut==1 and devices>1 else 1), "optimiser": 2*s.trained*trained*held}
-    keeps = layer_keeps(s, r.mode, r.budget or r.max_length)*act
+    parts = {"weights": (base+adapter)*held + (s.trained*2 if act < trained and cut==1 else 0), "gathered": (2*s.layer+s.head)*act if cut>1 else 0, "gradients": s.trained*trained*held*(2 if cut==1 and devices>1 else 1), "optimiser": s.trained*(12 if zero else 2*trained)*held}
+    keeps = layer_keeps(s, r.mode, r.budget or r.max_length, 0 if act==4 else 2 if wide==2 else 7)*act
     back = 3*s.inner*act + (s.largest*act/n if r.mode=="qlora" else 0)                        # gradients inside one layer, and its 4 bits unpacked
-    parts["activations"] = n*(s.layers*s.hidden*act+keeps+back) if r.checkpointing else n*(s.layers*keeps+back)
+    parts["activations"] = n*(s.layers*s.hidden*wide+keeps+back) if r.checkpointing else n*(s.layers*keeps+back)
     parts["logits"] = min(chunk, n)*s.vocab*4*3 + n*s.hidden*4
     return parts
 

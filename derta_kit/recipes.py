@@ -11,7 +11,7 @@ import difflib, math, os, warnings
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 import yaml
-from .engines import ENGINES
+from .engines import ENGINES, launched
 from .layouts import COLUMNS
 from .objectives import OBJECTIVES, Objective, objective
 from .records import DataError
@@ -192,6 +192,10 @@ def targets(
     "The objective of a recipe."
     return objective(r.objective, **{**dict(cuts=r.cuts, rto_weight=r.rto_weight, max_length=r.max_length), **{k: tuple(v) if isinstance(v, list) else v for k,v in r.targets.items()}})
 
+def _half(r, world, cpu):
+    "Whether products are taken in bfloat16 over weights of another type."
+    return r.precision=="mixed" or (r.precision!="fp32" and (launched(world)=="zero3" or not (cpu or r.mode=="full")))
+
 def arguments(
     r:Recipe,          # a checked recipe
     world:int=1,       # devices
@@ -202,7 +206,7 @@ def arguments(
     r = d
     warmup = dict(warmup_steps=r.warmup if r.warmup < 1 else int(r.warmup))
     return {**dict(num_train_epochs=r.epochs, learning_rate=r.lr, lr_scheduler_type=r.schedule, **warmup, weight_decay=r.weight_decay, per_device_train_batch_size=r.batch, gradient_accumulation_steps=accumulation(r, world),
-                   budget=r.budget or None, gradient_checkpointing=r.checkpointing, bf16=r.precision=="mixed" or not (cpu or r.mode=="full" or r.precision=="fp32"), use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
+                   budget=r.budget or None, gradient_checkpointing=r.checkpointing, bf16=_half(r, world, cpu), use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
 
 # %% ../nbs/06b_recipes.ipynb #9155b9e3
 def loading(

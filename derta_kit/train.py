@@ -20,6 +20,7 @@ from .model_card import write_card
 from .objectives import KINDS, RTO, TreeCollator, TreeDataset
 from .prefix_tree import Node, Tree, collate, takes_blocks, tree_limit
 from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 # %% ../nbs/06_train.ipynb #cc712b34
@@ -165,7 +166,7 @@ def _tree_loss(self:DertaTrainer, model, inputs, total=None):
     "`tree_loss` as the forward of whatever wraps the model; the batch goes past its arguments, whose floats FSDP2 would make half precision."
     inner = self.accelerator.unwrap_model(model)
     def f():
-        with self.accelerator.autocast(): return tree_loss(inner, inputs, self.args.norm, total, self.args.chunk)
+        with self.accelerator.autocast(), disable_input_dtype_casting(inner, torch.is_autocast_enabled(self.args.device.type)): return tree_loss(inner, inputs, self.args.norm, total, self.args.chunk)
     with as_forward(inner, f): return model()
 
 @patch

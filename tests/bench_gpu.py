@@ -2,7 +2,7 @@
 with packing on our exported labels; FlexAttention's block masks against dense ones; and what PEFT's own preparation of 4-bit models (float32 ends and norms) would cost.
 Random weights in the true shape; needs no tokenizer and no network.
 
-    python tests/bench_gpu.py out.json            # on a GPU: some five minutes; the weights (16 GB) are written to a temporary folder once (TMPDIR)
+    python tests/bench_gpu.py out.json            # on a GPU: some six minutes, added to the runs in out.json; the weights (16 GB) are written to a temporary folder once (TMPDIR)
     python tests/bench_gpu.py out.json --tiny     # anywhere: a tiny shape, to try the path; --profile=FILE writes where the time of a step goes, --only=released,TRL measures these alone
 """
 import gc, json, random, sys, tempfile, time
@@ -131,11 +131,11 @@ def planned(shape, row, micro):
 
 
 def main(path, tiny=False, profile=None, only=None):
-    shape, began = TINY if tiny else SHAPE, time.time()
+    shape, began, was = TINY if tiny else SHAPE, time.time(), json.loads(path.read_text()) if path.exists() else {}
     out = dict(device=torch.cuda.get_device_name() if GPU else "cpu", torch=torch.__version__, tiny=tiny, rows={})
     def tell(row, name, got):
         out["rows"].setdefault(row, {})[name] = got; print(f"{time.time()-began:4.0f} s", row, name, got, flush=True)
-        with atomically(path) as p: p.write_text(json.dumps(out, indent=1))
+        with atomically(path) as p: p.write_text(json.dumps(dict(was, runs=[*was.get("runs", []), out]), indent=1))
     m = model_of(shape); cases = [(64, 4, 2)] if tiny else [(512, 16, 8), (1024, 16, 4)]
     print(f"model ready after {time.time()-began:.0f} s", flush=True)
     for row, n, micro in cases:

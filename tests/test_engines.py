@@ -1,4 +1,4 @@
-"Two processes give the losses of one, under DDP and FSDP2, for every kind of head; what cannot be had stops the run."
+"Two processes give the losses of one, under DDP, FSDP2 and (where DeepSpeed is installed) ZeRO-3, for every kind of head; what cannot be had stops the run."
 import importlib.util, json, os, socket, subprocess, sys
 import pytest, torch
 from conftest import ROOT, tiny
@@ -63,15 +63,16 @@ def test_two_processes_give_the_losses_of_one(alone, both, case):
         assert ran == engine and want and got == pytest.approx(want, rel=1e-4), key
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero3"])
 def test_resume_and_a_consolidated_checkpoint(alone, tmp_path, engine):
     "Two processes stop after two steps; two others go on; the result, and the checkpoint on the way, are read by `load`."
     from safetensors.torch import load_file
     from derta_kit.models import load
+    needs(engine); env = jobs(engine, tmp_path)[1]
     todo = lambda **kw: jobs(engine, tmp_path, {"run": dict(save_strategy="steps", save_steps=2, num_train_epochs=2, **kw)})[0]
-    assert (r := work(todo(stop=2), 2)).returncode == 0, r.stderr[-3000:]
+    assert (r := work(todo(stop=2), 2, env)).returncode == 0, r.stderr[-3000:]
     assert (tmp_path/"run"/"checkpoint-2").exists() and json.loads((tmp_path/"run"/"happened.json").read_text())["log"][-1]["step"] == 2
-    assert (r := work(todo(), 2)).returncode == 0, r.stderr[-3000:]
+    assert (r := work(todo(), 2, env)).returncode == 0, r.stderr[-3000:]
     (got, ran), (want, _) = log(tmp_path/"run"), log(alone/"full")
     assert ran == engine and got[:3] == pytest.approx(want, rel=1e-4) and len(got) == 6
     model, tok = load(str(tmp_path/"run"))

@@ -37,7 +37,7 @@ def test_accelerate_reads_its_configuration(name):
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.utils import DistributedType
     f = ROOT/"scripts"/"accelerate"/f"{name}.yaml"; c = load_config_from_file(str(f))
-    assert c.distributed_type == (DistributedType.FSDP if name.startswith("fsdp") else DistributedType.DEEPSPEED) and c.mixed_precision == "bf16"
+    assert c.distributed_type == (DistributedType.FSDP if name.startswith("fsdp") else DistributedType.DEEPSPEED) and c.mixed_precision == ("bf16" if name.startswith("fsdp") else "no")
     off = name.endswith("offload")
     if name.startswith("fsdp"): assert c.fsdp_config["fsdp_version"] == 2 and c.fsdp_config["fsdp_offload_params"] is off and c.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
     else: assert c.deepspeed_config["zero_stage"] == 3 and {c.deepspeed_config[k] for k in ("offload_param_device","offload_optimizer_device")} == {"cpu" if off else "none"}
@@ -82,6 +82,17 @@ def test_two_nodes_meet_train_and_leave_one_record(small):
     assert run["engine"] == "fsdp2" and run["devices"] == 2 and run["recipe"]["mode"] == "full" and run["steps"] == 12
     from derta_kit.models import load
     load(str(small/"out"))
+
+
+@pytest.mark.parametrize("engine,mode", [("zero3","full"), ("zero3-offload","lora")])
+def test_zero3_by_its_launcher(small, engine, mode):
+    "One node of two processes, by accelerate and DeepSpeed, in the arithmetic that a recipe leaves open (bfloat16)."
+    pytest.importorskip("deepspeed")
+    n = node(small, 0, port(), "--set", f"out={small}/{engine}", "engine=auto", f"mode={mode}", "batch=1", "epochs=1", "train.ddp_backend=gloo", NODES="1", GPUS="2", ENGINE=engine, DS_ACCELERATOR="cpu", PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    said = n.communicate(timeout=280)[0]; assert n.returncode == 0, said[-2500:]
+    run = json.loads((small/engine/"run.json").read_text()); assert run["engine"] == "zero3" and run["devices"] == 2 and run["steps"] == 3
+    from derta_kit.models import load
+    load(str(small/"model"), adapter=small/engine) if mode == "lora" else load(str(small/engine))
 
 
 def test_sigterm_saves_and_asks_to_be_requeued(small):
