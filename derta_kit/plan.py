@@ -126,9 +126,10 @@ def memory(
     base = s.body*_NF4+(s.ends+s.small)*wide if r.mode=="qlora" else s.base*wide
     adapter = 0 if full else s.trained*4
     parts = {"weights": (base+adapter)*held + (s.trained*2 if act < trained and cut==1 else 0), "gathered": (2*s.layer+s.head)*act if cut>1 else 0, "gradients": s.trained*trained*held*(2 if cut==1 and devices>1 else 1), "optimiser": s.trained*(12 if zero else 2*trained)*held}
-    keeps = layer_keeps(s, r.mode, r.budget or r.max_length, 0 if act==4 else 2 if wide==2 else 7)*act
+    copies = 0 if act==4 else 2 if wide==2 or cut>1 else 7                                    # an engine that shards hands layers their inputs in bfloat16
+    keeps = layer_keeps(s, r.mode, r.budget or r.max_length, copies)*act
     back = 3*s.inner*act + (s.largest*act/n if r.mode=="qlora" else 0)                        # gradients inside one layer, and its 4 bits unpacked
-    parts["activations"] = n*(s.layers*s.hidden*wide+keeps+back) if r.checkpointing else n*(s.layers*keeps+back)
+    parts["activations"] = n*(s.layers*s.hidden*(4 if copies==7 else act)+keeps+back) if r.checkpointing else n*(s.layers*keeps+back)
     parts["logits"] = min(chunk, n)*s.vocab*4*3 + n*s.hidden*4
     return parts
 

@@ -1,7 +1,7 @@
 """Trains two steps and prints the peak memory over what there was before the model, in bytes. Start it with MALLOC_MMAP_THRESHOLD_=131072, so that glibc hands back what is freed. Used by test_plan.py, and by bench.py's section plan.
 
-    python tests/plan_worker.py '{"model": "demo", "mode": "lora", "batch": 2, "max_length": 256}'"""
-import gc, json, sys, tempfile
+    python tests/plan_worker.py '{"model": "demo", "mode": "lora", "batch": 2, "max_length": 256}' …          # a line each; a process each, but libraries are imported once"""
+import gc, json, os, sys, tempfile
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -46,4 +46,11 @@ def main(model, **kw):
     print(json.dumps(dict(peak=status("VmHWM")-before)))
 
 
-if __name__ == "__main__": main(**json.loads(sys.argv[1]))
+if __name__ == "__main__":
+    import bitsandbytes, peft, transformers, derta_kit.recipes, derta_kit.plan      # no step before the fork: autograd's threads do not survive one
+    for case in sys.argv[1:]:
+        if not (pid := os.fork()):
+            try: main(**json.loads(case)); code = 0
+            except BaseException: import traceback; traceback.print_exc(); code = 1
+            sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
+        if os.waitpid(pid, 0)[1]: sys.exit(1)

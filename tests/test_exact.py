@@ -53,8 +53,7 @@ def test_tiny(kind, cuts, layout):
     check(model, trees, want/len(trees), **layout)
 
 
-@pytest.mark.parametrize("cuts", [1, 2])
-def test_demo_model(demo_data, cuts):
+def test_demo_model(demo_data, cuts=2):
     from derta_kit.models import load
     model, tok = load("demo", "lora", lora=dict(r=4))
     with torch.no_grad():

@@ -10,12 +10,16 @@ CASES = {"small, full": dict(model=SMALL, mode="full", batch=8, max_length=256),
          "demo, full": dict(model="demo", mode="full", batch=2, max_length=256), "demo, lora": dict(model="demo", mode="lora", batch=4, max_length=256), "demo, qlora": dict(model="demo", mode="qlora", batch=2, max_length=256)}
 
 
-def measure(case):
-    "Peak bytes over what there was before the model."
+def measure(*cases):
+    "Peak bytes of each over what there was before the model."
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "GLIBC_TUNABLES": ""}      # huge pages would be counted whole
-    r = subprocess.run([sys.executable, str(ROOT/"tests"/"plan_worker.py"), json.dumps(case)], capture_output=True, text=True, env=env)
+    r = subprocess.run([sys.executable, str(ROOT/"tests"/"plan_worker.py"), *map(json.dumps, cases)], capture_output=True, text=True, env=env)
     assert r.returncode == 0, r.stderr[-2000:]
-    return json.loads(r.stdout.splitlines()[-1])["peak"]
+    return [json.loads(l)["peak"] for l in r.stdout.splitlines() if l.startswith('{"peak"')]
+
+
+@pytest.fixture(scope="module")
+def measured(): return dict(zip(CASES, measure(*CASES.values())))
 
 
 def planned(case):
@@ -26,8 +30,8 @@ def planned(case):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peaks are read from /proc")
 @pytest.mark.parametrize("case", CASES)
-def test_within_15_percent(case):
-    assert planned(CASES[case]) == pytest.approx(measure(CASES[case]), rel=.15)
+def test_within_15_percent(measured, case):
+    assert planned(CASES[case]) == pytest.approx(measured[case], rel=.15)
 
 
 def saved(layers, mode, dtype, autocast, b):
