@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from .attacks import Case, attack
 from .compare import Models
 from .complete import Endpoint, _database
-from .data import data_hash, demo_data, read_triples
-from .gates import Contamination
+from .data import data_hash, demo_data
 from .judges import RuleJudge
 from .models import atomically
+from .origins import trained, trained_on
 from .probe import refusal_curves
 from .records import _count
 from .refusals import find_refusal, stutters
@@ -229,11 +229,11 @@ def evaluate(
     helpful = list(demo_data()["benign_eval"]) if helpful is None else list(helpful)
     settings = dict(base=base if isinstance(base, str) else "", judges=[j.name for j in judges], decoding=asdict(decoding), attacks=sorted({(c.attack, c.setting) for c in cases}), cases=_key(*cases)[:16], helpful=data_hash(helpful) if helpful else None)
     if new := _changed(out, models, settings): warnings.warn(f"{out} holds a run with other settings: {', '.join(new)}; its tables and pages are written anew, and what was answered there stays known", stacklevel=2)
-    asked, said, info, known = _Asked(models, base, **kwargs), {}, {}, _trained_on(models, cases, taught)
+    asked, said, info, known = _Asked(models, base, **kwargs), {}, {}, _known(models, cases, taught)
     with Kept(out/"kept.sqlite") as kept:
         for n in models:
             said[n], who = _responses(asked, n, cases, decoding, kept, slots, desc)
-            info[n] = dict(identity=who, source=_source(models[n]), trained=_trained(models[n]) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept))
+            info[n] = dict(identity=who, source=_source(models[n]), trained=(trained(f) if (f := _folder(models[n])) else {}) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept))
         df = _judged(_frame(models, cases, said, {n: [asked.begun(n, c) for c in cases] for n in models}), cases, judges, kept, desc)
     rec = record(models=info, **settings)
     with atomically(out/"rows.parquet") as p: df.to_parquet(p, index=False)
@@ -248,46 +248,12 @@ def _source(m):
     return "base" if m is None else "in memory" if isinstance(m, tuple) else Path(m).name
 
 # %% ../nbs/12c_evaluate.ipynb #d9268524
-def _trained(m):
-    "What an adapter's folder tells of its training, in a few words each."
+def _folder(m):
+    "The folder of an adapter, or `None` for what has none."
     m = m.of if isinstance(m, Recheck) else m
-    if m is None or isinstance(m, (tuple, Endpoint)): return {}
-    read = lambda p: json.loads(p.read_text(encoding="utf-8")) if p.exists() else {}
-    m = Path(m); a, run, stage = read(m/"adapter_config.json"), read(m/"run.json"), read(m.parent/f"{m.name}.json")
-    run = {**run, **{k: v for k,v in run.get("recipe", {}).items() if k in ("objective","lr")}}
-    out = {k: a[k] for k in ("r","lora_alpha") if k in a} | {k: run[k] for k in ("objective","lr","steps","seed","data") if k in run}
-    if isinstance(out.get("objective"), dict): out["objective"] = ", ".join(f"{k}={v}" for k,v in out["objective"].items())
-    if not run and (s := read(m.parent/"settings.json") or read(m.parent.parent/"settings.json")):
-        out |= {k: v for k,v in s.get("recipe", {}).items() if k in ("seed","first","steps","dpo_lr","quick")} | {"data": s.get("data", {}).get("triples")}
-    if h := stage.get("history"): out |= {k: round(v, 3) for k,v in h[-1].items() if k=="train_loss" and isinstance(v, float)} | {"seconds": round(stage.get("seconds", 0))}
-    return out
+    return None if m is None or isinstance(m, (tuple, Endpoint)) else m
 
-# %% ../nbs/12c_evaluate.ipynb #859b5cbe
-def _taught(m, more=()):
-    "(triples an adapter was trained on, their name), as far as its record leads to them, or their hash to `more`."
-    m, h = m.of if isinstance(m, Recheck) else m, _trained(m).get("data")
-    if not (h := h.get("triples") if isinstance(h, dict) else h): return (), ""
-    run = json.loads(p.read_text(encoding="utf-8")) if (p := Path(m)/"run.json").exists() else {}
-    r, there = run.get("recipe", {}), None
-    try:
-        with warnings.catch_warnings(): warnings.simplefilter("ignore"); there = read_triples(r["data"], columns=r.get("columns") or None)
-    except (KeyError, OSError, ValueError): pass
-    name = Path(r.get("data", "")).name
-    for t,n in ((there, name), (demo_data()["triples"], "the demo's triples"), *((t, "data with the same hash") for t in more)):
-        if t is not None and data_hash(t)==h: return t.select(range(run.get("rows", {}).get("triples", len(t)))), n       # those kept back come last
-    return there or (), f"{name}, which is no longer as it was"
-
-# %% ../nbs/12c_evaluate.ipynb #62914e2b
-def _trained_on(models, cases, more=()):
-    "For each model that was trained on questions asked here a note of how many; warns of them."
-    asked, out, said = list(dict.fromkeys(c.question for c in cases if not _harmless(c.attack, c.setting))), {}, {}
-    seen = Contamination(dict(asked=asked))
-    for n,m in models.items():
-        triples, name = _taught(m, more)
-        like = [(c[2], c[1]) for p in (triples["prompt"] if len(triples) else ()) if (c := seen(p))]
-        if k := len({q for _,q in like}):
-            same = len({q for s,q in like if s==1})
-            out[n] = {"trained on": f"{k} of {_count(len(asked), 'question')} asked here"}
-            said.setdefault(f"{k} of {_count(len(asked), 'question')} asked here, {same} of them word for word ({name})", []).append(n)
-    for text,ns in said.items(): warnings.warn(f"{', '.join(ns)}: trained on {text}; what it says to these tells little of what it says to others", stacklevel=3)
-    return out
+def _known(models, cases, more=()):
+    "Which models were trained on harmful questions that are asked here."
+    asked = list(dict.fromkeys(c.question for c in cases if not _harmless(c.attack, c.setting)))
+    return trained_on({n: f for n,m in models.items() if (f := _folder(m))}, asked, more)

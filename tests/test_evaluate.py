@@ -114,26 +114,26 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_table(tmp_path):
 
 def test_what_a_folder_tells_of_its_training(tmp_path):
     "As `derta_train` leaves it: the recipe within the record."
-    from derta_kit.evaluate import _trained
+    from derta_kit.origins import trained
     (tmp_path/"run.json").write_text(json.dumps(dict(recipe=dict(objective="derta", lr=1e-3, epochs=2., batch=8, data="mine.jsonl", seed=1), objective=dict(prefix=True), steps=8, seed=1, data=dict(triples="abc"))))
-    assert _trained(tmp_path) == dict(objective="derta", lr=1e-3, steps=8, seed=1, data=dict(triples="abc"))        # the steps that were made, not the epochs that were asked for
+    assert trained(tmp_path) == dict(objective="derta", lr=1e-3, steps=8, seed=1, data=dict(triples="abc"))        # the steps that were made, not the epochs that were asked for
 
 
 def test_questions_that_were_trained_on_are_counted(tmp_path):
     "As `derta_train` leaves its record; the data where it was, elsewhere with the same hash, or changed since."
-    from derta_kit.evaluate import _trained_on
+    from derta_kit.evaluate import _known
     rows = demo_data()["triples"].select(range(20)); f = tmp_path/"mine.jsonl"; write_jsonl(rows, f)
     (tmp_path/"run").mkdir(); (tmp_path/"run"/"run.json").write_text(json.dumps(dict(recipe=dict(data=str(f), columns={}), data=dict(triples=data_hash(rows)), rows=dict(triples=16))))
     cases = attack("none", [rows[3]["prompt"], rows[4]["prompt"].lower().rstrip("?")+", please?", rows[19]["prompt"], "What is the tallest bird?"]) + [Case("harmless", "", rows[5]["prompt"], rows[5]["prompt"])]
     models, note = dict(a=str(tmp_path/"run"), b=Recheck(str(tmp_path/"run")), base=None), {"trained on": "2 of 4 questions asked here"}        # row 19 was kept back, and what is harmless is not counted
-    with pytest.warns(UserWarning, match=r"^a, b: trained on 2 of 4 questions asked here, 1 of them word for word \(mine.jsonl\)"): assert _trained_on(models, cases) == dict(a=note, b=note)
+    with pytest.warns(UserWarning, match=r"^a, b: trained on 2 of 4 questions asked here, 1 of them word for word \(mine.jsonl\)"): assert _known(models, cases) == dict(a=note, b=note)
     write_jsonl(rows.select(range(18)), f)
-    with pytest.warns(UserWarning, match="mine.jsonl, which is no longer as it was"): assert _trained_on(models, cases)["a"] == note
-    f.unlink(); assert _trained_on(models, cases) == {}
-    with pytest.warns(UserWarning, match="data with the same hash"): assert _trained_on(models, cases, [rows])["b"] == note
-    assert _trained_on(models, attack("none", QS), [rows]) == {}
+    with pytest.warns(UserWarning, match="mine.jsonl, which is no longer as it was"): assert _known(models, cases)["a"] == note
+    f.unlink(); assert _known(models, cases) == {}
+    with pytest.warns(UserWarning, match="data with the same hash"): assert _known(models, cases, [rows])["b"] == note
+    assert _known(models, attack("none", QS), [rows]) == {}
     (tmp_path/"demo"/"derta").mkdir(parents=True); (tmp_path/"demo"/"settings.json").write_text(json.dumps(dict(recipe={}, data=dict(triples=data_hash(demo_data()["triples"])))))      # as the demo leaves it
-    with pytest.warns(UserWarning, match="the demo's triples"): assert _trained_on(dict(d=tmp_path/"demo"/"derta"), cases)["d"] == {"trained on": "3 of 4 questions asked here"}
+    with pytest.warns(UserWarning, match="the demo's triples"): assert _known(dict(d=tmp_path/"demo"/"derta"), cases)["d"] == {"trained on": "3 of 4 questions asked here"}
 
 
 def test_what_differs_from_a_finished_run_is_named(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from fastcore.docments import docments
 from conftest import ROOT, said
 
-ORDER = "refusals models records layouts data mix prefix_tree decode complete gates build objectives export card loss engines model_card train dpo recipes plan reliable probe plots compare monitor strip widgets attacks attack_files avoid published judges model_judges scorecard report speak evaluate tables helpful pages demo ablation cli cli_data cli_train cli_eval".split()
+ORDER = "refusals models records layouts data mix prefix_tree decode complete gates build objectives export card loss engines model_card train dpo recipes plan reliable probe plots compare monitor strip widgets attacks attack_files avoid published judges model_judges origins scorecard report speak evaluate tables helpful pages demo ablation cli cli_data cli_train cli_eval".split()
 
 
 def test_a_module_imports_only_from_those_above_it():
