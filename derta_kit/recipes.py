@@ -46,7 +46,7 @@ class Recipe:
     rto_weight:float=.2        # weight of each RTO target
     max_length:int=512         # tokens on a path
     budget:int=512             # tokens a packed row; 0: a row a tree
-    checkpointing:bool=False   # recompute activations in the backward pass
+    checkpointing:bool=False   # recompute activations in the backward pass; in mode qlora unless it is said
     held_out:int=8             # triples kept back, to log P(refusal) on, at most half of them; 0: none
     save_steps:int=50          # steps between checkpoints
     seed:int=0                 # of drawing and training
@@ -67,7 +67,7 @@ _SUB = dict(columns={*COLUMNS}, targets={f.name for f in fields(Objective)}-{"cu
 _KITS = "is for the kit to say"
 _OWN = dict(load=dict(**dict.fromkeys(("name","device","device_map","placed","merge","storage"), _KITS), mode="set mode, outside of load", adapter="set adapter, outside of load", lora="set lora, outside of load",
                       dtype="set precision instead", torch_dtype="set precision instead", trust_remote_code="remote code is never run"),
-            train=dict(output_dir="set out instead"), dpo=dict(output_dir="set out instead", max_length="set max_length, outside of dpo", callbacks=_KITS))      # table → key → why not there
+            train=dict(output_dir="set out instead", gradient_checkpointing="set checkpointing instead", activation_checkpointing="set checkpointing instead"), dpo=dict(output_dir="set out instead", max_length="set max_length, outside of dpo", callbacks=_KITS))      # table → key → why not there
 
 # %% ../nbs/06b_recipes.ipynb #d4d138d6
 def _known(key, names):
@@ -156,7 +156,7 @@ def make_recipe(
         if _KINDS[k] is dict: out[k] = {a: "no" if b is False and a.endswith("_strategy") else str(b) if k=="columns" else _number(b) for a,b in v.items()}      # YAML reads `no` as False
     for f in fields(Recipe):
         if f.default is MISSING and f.default_factory is MISSING and not out.get(f.name): raise DataError(file, None, f.name, "is missing: " + dict(data="a file, folder or hub id of triples", out="the folder for checkpoints and the result")[f.name])
-    try: return Recipe(**out)
+    try: return Recipe(**{**dict(checkpointing=out.get("mode")=="qlora"), **out})        # who has 4 bits is short of memory
     except ValueError as e: raise DataError(file, None, None, str(e)) from None
 
 # %% ../nbs/06b_recipes.ipynb #97526a83
@@ -206,7 +206,7 @@ def arguments(
     r = d
     warmup = dict(warmup_steps=r.warmup if r.warmup < 1 else int(r.warmup))
     return {**dict(num_train_epochs=r.epochs, learning_rate=r.lr, lr_scheduler_type=r.schedule, **warmup, weight_decay=r.weight_decay, per_device_train_batch_size=r.batch, gradient_accumulation_steps=accumulation(r, world),
-                   budget=r.budget or None, gradient_checkpointing=r.checkpointing, bf16=_half(r, world, cpu), use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
+                   budget=r.budget or None, activation_checkpointing=r.checkpointing, bf16=_half(r, world, cpu), use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
 
 # %% ../nbs/06b_recipes.ipynb #9155b9e3
 def loading(

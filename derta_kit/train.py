@@ -231,10 +231,10 @@ def go_on(
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
 
 # %% ../nbs/06_train.ipynb #e5198088
-def _arithmetic(model):
+def _arithmetic(model, given):
     "Arguments that adapters are trained with on an accelerator, unless one says otherwise."
     adapts, lm = model.device.type!="cpu" and isinstance(model, PeftModel), unwrap(model)
-    return dict(bf16=adapts and lm.dtype==torch.bfloat16, gradient_checkpointing=adapts and getattr(lm, "is_loaded_in_4bit", False))
+    return dict(bf16=adapts and lm.dtype==torch.bfloat16) | ({} if "gradient_checkpointing" in given else dict(activation_checkpointing=adapts and getattr(lm, "is_loaded_in_4bit", False)))     # its older name
 
 # %% ../nbs/06_train.ipynb #0937cf7a
 def fine_tune(
@@ -250,7 +250,7 @@ def fine_tune(
     "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, or rows longer than it can read."
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     if (o := getattr(dataset, "o", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
-    args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model)), **kwargs})
+    args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model, kwargs)), **kwargs})
     trainer = DertaTrainer(model, args, dataset, tokenizer, eval_dataset, callbacks=callbacks)
     for w in watch: trainer.add_callback(w(trainer))
     go_on(trainer, out)

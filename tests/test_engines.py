@@ -11,7 +11,7 @@ CASES = {   # name → what the worker is told
     "full": dict(), "uneven": dict(n=10, gradient_accumulation_steps=2, per_device_train_batch_size=2), "tree norm": dict(norm="tree", budget=96),
     "frozen head": dict(mode="head"), "lora": dict(mode="lora"), "tied": dict(config=dict(tie_word_embeddings=True)), "tied lora": dict(mode="lora", config=dict(tie_word_embeddings=True)),
     "capped": dict(kind="gemma2", config=dict(final_logit_softcapping=5., sliding_window=200, query_pre_attn_scalar=16, attn_logit_softcapping=None)),
-    "experts": dict(kind="mixtral", config=dict(output_router_logits=True), norm="tree"), "plain rows": dict(limit=0, n=9), "checkpointed": dict(gradient_checkpointing=True),
+    "experts": dict(kind="mixtral", config=dict(output_router_logits=True), norm="tree"), "plain rows": dict(limit=0, n=9), "checkpointed": dict(activation_checkpointing=True),
 }
 
 

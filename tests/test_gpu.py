@@ -60,7 +60,7 @@ def test_training_in_every_mode(folder, tmp_path, mode, attention):
     if mode != "full": assert {p.dtype for n,p in model.named_parameters() if "lora_" not in n and type(p).__name__ != "Params4bit"} == {torch.bfloat16} and {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     t = fine_tune(model, tok, Trees(16), tmp_path, Trees(4), per_device_train_batch_size=8, num_train_epochs=15, logging_steps=5, learning_rate=1e-2 if mode != "full" else 1e-3, budget=64, disable_tqdm=True, eval_strategy="epoch")
     h = [x["loss"] for x in t.state.log_history if "loss" in x]; assert h[-1] < h[0]-.2, h
-    assert t.args.bf16 is (mode != "full") and (t.args.gradient_checkpointing if hasattr(t.args, "gradient_checkpointing") else t.args.activation_checkpointing) is (mode == "qlora")
+    assert t.args.bf16 is (mode != "full") and t.args.activation_checkpointing is (mode == "qlora")
     again, _ = load(str(tmp_path)) if mode == "full" else load(folder, adapter=tmp_path, **(dict(quantization_config=unwrap(model).config.quantization_config) if mode == "qlora" else {}))
     b = cuda(collate(Trees(4).trees)); model.eval()
     with torch.no_grad(): assert tree_loss(again, b)[0].item() == pytest.approx(tree_loss(model, b)[0].item(), rel=.03)
@@ -74,7 +74,7 @@ def test_the_same_loss_in_float32_and_in_four_bits_checkpointed_or_not(folder):
         loss.backward(); return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     for p in model.parameters():
         if p.requires_grad: torch.nn.init.normal_(p, std=.02)
-    plain, g = grads(); unwrap(model).gradient_checkpointing_enable(); again, h = grads()
+    plain, g = grads(); unwrap(model).activation_checkpointing_enable(); again, h = grads()
     assert again == pytest.approx(plain, rel=1e-3) and (g-h).norm() < .02*g.norm() and g.norm() > 0
 
 

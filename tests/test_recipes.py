@@ -125,3 +125,20 @@ def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     (tmp_path/"r.yaml").write_text("data: a\nout: b\nlr: fast\n")
     p = subprocess.run([sys.executable, "-m", "derta_kit.cli_train", "r.yaml"], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
     assert p.returncode == 2 and "r.yaml, line 3, field 'lr': 'fast' is not a number" in p.stderr and "Traceback" not in p.stderr and not (tmp_path/"b").exists()
+
+
+def test_four_bits_recompute_unless_told_otherwise():
+    from derta_kit.recipes import arguments
+    r = lambda **kw: make_recipe(dict(data="x", out="y", **kw))
+    assert r(mode="qlora").checkpointing and not r(mode="qlora", checkpointing=False).checkpointing and not r().checkpointing and r(checkpointing=True).checkpointing
+    assert arguments(r(mode="qlora"))["activation_checkpointing"]
+    with pytest.raises(DataError, match="set checkpointing instead"): r(train=dict(gradient_checkpointing=True))
+
+
+@pytest.mark.parametrize("precision,mode,gpu,zero,half", [("auto","lora",True,False,True), ("auto","full",True,False,False), ("auto","lora",False,False,False), ("mixed","full",False,False,True), ("bf16","qlora",True,False,True),
+                                                          ("fp32","lora",True,False,False), ("auto","full",True,True,True), ("fp32","full",True,True,False)])
+def test_what_is_multiplied_in_bfloat16(monkeypatch, precision, mode, gpu, zero, half):
+    "Adapters on an accelerator, mixed precision, and whatever DeepSpeed trains."
+    from derta_kit.recipes import arguments
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", str(zero).lower())
+    assert arguments(make_recipe(dict(data="x", out="y", precision=precision, mode=mode)), cpu=not gpu)["bf16"] is half
