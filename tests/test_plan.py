@@ -7,7 +7,7 @@ from derta_kit.recipes import make_recipe
 
 SMALL = dict(model_type="llama", vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=False)
 CASES = {"small, full": dict(model=SMALL, mode="full", batch=8, max_length=256), "small, recomputed": dict(model=SMALL, mode="full", batch=8, max_length=256, checkpointing=True), "small, lora": dict(model=SMALL, mode="lora", batch=8, max_length=256),
-         "demo, full": dict(model="demo", mode="full", batch=2, max_length=256), "demo, lora": dict(model="demo", mode="lora", batch=4, max_length=256), "demo, qlora": dict(model="demo", mode="qlora", batch=2, max_length=256)}
+         "demo, full": dict(model="demo", mode="full", batch=2, max_length=256), "demo, lora": dict(model="demo", mode="lora", batch=4, max_length=256), "demo, qlora": dict(model="demo", mode="qlora", batch=2, max_length=256, checkpointing=False)}
 
 
 def measure(*cases):
