@@ -59,7 +59,7 @@ def _dpo(out, a, seed, adapter):
     set_seed(seed)
     model, tok = load("demo", "lora", dtype=a.dtype, adapter=adapter)
     tr = train_dpo(model, tok, _data(recipe)["triples"], out, 128, learning_rate=a.dpo_lr, beta=a.dpo_beta, max_steps=2 if a.quick else a.steps, per_device_train_batch_size=1 if a.quick else recipe.batch["derta"],
-                   warmup_steps=5, seed=seed, bf16=False, gradient_checkpointing=False)
+                   warmup_steps=5, seed=seed, activation_checkpointing=False)
     return dict(seconds=time.time()-t0, history=tr.state.log_history)
 
 # %% ../nbs/13d_ablation.ipynb #d418d7a2

@@ -15,8 +15,9 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # s
 # %% ../nbs/14_cli.ipynb #dca564a6
 def _shell(text, options):
     "A message about arguments in the words of a command line, as far as they are among its `options`."
-    said = lambda m: f"--{m[1]} {(m[2] or m[3]).replace(', ', ',')}" if m[1] in options else m[0]
-    return re.sub(r"\b(\w+)=(?:dict\(([^()]+)\)|'?(…|[\w.]+(?='?: ))'?)", said, text)
+    said = lambda m: f"--{m[1]} {(m[2] or '…').replace(', ', ',')}" if m[1] in options else m[0]
+    text = re.sub(r"(?<![(,] )\b(\w+)=(?:dict\(([^()]+)\)|…)", said, text)        # not among the arguments of a call
+    return re.sub(r"^(\w+)=(?:'([^']*)'|([\d.]+))(?=: )", lambda m: f"--{m[1]} {m[2] or m[3]}" if m[1] in options else m[0], text)
 
 # %% ../nbs/14_cli.ipynb #1665233d
 @contextlib.contextmanager
@@ -60,7 +61,7 @@ def _act(prog, actions, usage, stopped, argv):
     with polite(stopped, inspect.signature(f).parameters if f else ()):
         if not f: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(actions)}")
         given = _options(f, argv[1:], f"{prog} {argv[0]}")
-        _there(*(v for k in ("source","helpful","questions") if (v := given.get(k)) and (k,v)!=("questions","demo")))
+        _there(*(v for k in ("source","helpful","questions","demos","templates","xstest","against") if (v := given.get(k)) and (k,v)!=("questions","demo")))
         f(**given)
 
 # %% ../nbs/14_cli.ipynb #f76dfb03

@@ -147,7 +147,7 @@ def derta_train(
     "Train an adapter, or a full model, on your triples: from a recipe, or from options."
     argv = list(sys.argv[1:] if argv is None else argv)
     with polite("Stopped. The same command goes on from the last checkpoint.", ("columns","out")):
-        if argv and argv[0][:1]!="-" and "--plan" not in argv: _there(argv[0])        # a plan may be made where the data are not
+        if argv and argv[0][:1]!="-" and ("--plan" not in argv or argv[0].endswith((".yaml",".yml"))): _there(argv[0])        # a plan may be made where the data are not
         from derta_kit.engines import EngineError
         from derta_kit.train import NotFinite
         r, rest = parse(argv)

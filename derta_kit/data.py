@@ -118,6 +118,7 @@ def keep_back(
     seed:int=0,     # of which
 )->DatasetDict:     # splits train and test
     "Keep `n` triples back, drawn at random, and train on the others; `ValueError` if there would be none."
+    if n < 1: raise ValueError(f"n={n}: at least one triple is kept back")
     if len(ds) <= n: raise ValueError(f"{_count(len(ds), 'triple')} {'is' if len(ds)==1 else 'are'} too few to keep {n} back and train on the others: at least {n+1} are needed")
     return ds.train_test_split(n, seed=seed)
 

@@ -60,7 +60,7 @@ def train_dpo(
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     Config, PreferenceTrainer = _dpo_trainer()
     cpu = model.device.type=="cpu"
-    args = Config(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, num_train_epochs=1, learning_rate=5e-7, bf16=not cpu, gradient_checkpointing=not cpu, use_cpu=cpu, max_length=max_length), **kwargs})
+    args = Config(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, num_train_epochs=1, learning_rate=5e-7, bf16=not cpu, activation_checkpointing=not cpu, use_cpu=cpu, max_length=max_length), **kwargs})
     trainer = PreferenceTrainer(model, args=args, train_dataset=preference_table(tokenizer, triples, max_length), processing_class=tokenizer, callbacks=callbacks)
     go_on(trainer, out)
     if isinstance(model, PeftModel) and "ref" in model.peft_config: model.delete_adapter("ref")

@@ -201,7 +201,9 @@ def _changed(out, models, settings):
     say = lambda k: dict(cases="questions", helpful="helpful text").get(k) or (f"{k} {b[k]!r} (was {a.get(k)!r})" if isinstance(b[k], (int,float,str)) else k)
     diff = {k: say(k) for k in b if k!="decoding" and a.get(k)!=b[k]}
     if "attacks" in diff: diff.pop("cases", None)
-    return ["models"]*(list(old.get("models", {}))!=list(models)) + list(diff.values())
+    was = old.get("models", {})
+    others = list(was)!=list(models) or any((s := _source(models[k])) != m.get("source", s) for k,m in was.items())
+    return ["models"]*others + list(diff.values())
 
 # %% ../nbs/12c_evaluate.ipynb #c7c6ce70
 def evaluate(

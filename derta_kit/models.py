@@ -189,10 +189,10 @@ def _one_layout(model):
 def _prepare(model, mode, adapter, lora):
     "Freeze, or wrap in LoRA, or leave open, as `mode` says."
     model = _one_layout(model)
-    if mode!="full": model.requires_grad_(False)
     trains = mode in ("lora","qlora")
     if adapter is not None: model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trains)
     elif trains: model = get_peft_model(model, lora_config(model, **(lora or {})))
+    if mode=="frozen": model.requires_grad_(False)
     return model.train(mode!="frozen")
 
 # %% ../nbs/01_models.ipynb #0ba00e7a

@@ -31,8 +31,8 @@ def trained(
 # %% ../nbs/11c_origins.ipynb #0a160007
 def triples_of(
     folder,       # of an adapter
-    more=(),      # lists of triples to look among, where the record leads nowhere
-)->tuple:         # (rows with prompt, safe and harmful, what they are called); rows kept back are left out
+    more=(),      # sets of triples to look among (as `read_triples` gives them), where the record leads nowhere
+)->tuple:         # (triples, what they are called); rows kept back are left out
     "The triples that an adapter was trained on; none, if they are not to be had."
     h, run = trained(folder).get("data"), _read(Path(folder)/"run.json")
     if not (h := h.get("triples") if isinstance(h, dict) else h): return (), ""
@@ -41,9 +41,11 @@ def triples_of(
         with warnings.catch_warnings(): warnings.simplefilter("ignore"); there = read_triples(r["data"], columns=r.get("columns") or None)
     except (KeyError, OSError, ValueError): pass
     name = Path(r.get("data", "")).name
-    for t,n in ((there, name), (demo_data()["triples"], "the demo's triples"), *((t, "data with the same hash") for t in more)):
+    others = [lambda: (there, name), lambda: (demo_data()["triples"], "the demo's triples"), *(lambda t=t: (t, "data with the same hash") for t in more)]
+    for get in others:
+        t, n = get()
         if t is not None and data_hash(t)==h: return t.select(range(run.get("rows", {}).get("triples", len(t)))), n       # those kept back come last
-    return there or (), f"{name}, which is no longer as it was"
+    return (), ""
 
 # %% ../nbs/11c_origins.ipynb #0a160009
 def trained_on(

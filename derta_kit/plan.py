@@ -97,7 +97,7 @@ def layer_keeps(
     s:Shape,         # of the model
     mode="full",     # full, lora or qlora
     length=0,        # tokens a row
-    copies=0,        # of the residual stream beyond these: 2 in bfloat16, 7 where weights are float32 and only products are not
+    copies=0,        # of the residual stream beyond these: 2 in bfloat16; 7 (adapters: 5) where weights are float32 and only products are not
 )->float:
     "Numbers that one layer keeps for its backward pass, a token, in rows of `length` tokens (a tree's mask is made a number each)."
     return ((6 if mode=="full" else 4)+copies)*s.hidden + 4*s.query + 4*s.inner + s.heads + 2 + s.rank + length
@@ -120,16 +120,17 @@ def memory(
     auto, zero = 4 if cpu else 2, r.engine=="zero3" and r.precision!="fp32"                      # DeepSpeed: bfloat16, and a float32 copy of what is trained
     wide = 2 if zero else {"fp32": 4, "bf16": 2, "mixed": auto if r.mode=="qlora" else 4, "auto": auto}[r.precision]     # of a weight
     act = 2 if r.precision=="mixed" else wide                                                 # of an activation
-    trained = wide if full else 4                                                             # peft keeps adapters in float32
+    trained = wide if full or zero else 4                                                     # peft keeps adapters in float32
     cut = devices if r.engine in ("fsdp2","zero3") else 1
     held = 0 if offload and cut>1 else 1/cut
     base = s.body*_NF4+(s.ends+s.small)*wide if r.mode=="qlora" else s.base*wide
-    adapter = 0 if full else s.trained*4
+    adapter = 0 if full else s.trained*trained
     parts = {"weights": (base+adapter)*held + (s.trained*2 if act < trained and cut==1 else 0), "gathered": (2*s.layer+s.head)*act if cut>1 else 0, "gradients": s.trained*trained*held*(2 if cut==1 and devices>1 else 1), "optimiser": s.trained*(12 if zero else 2*trained)*held}
-    copies = 0 if act==4 else 2 if wide==2 or cut>1 else 7                                    # an engine that shards hands layers their inputs in bfloat16
+    copies = 0 if act==4 else 2 if wide==2 or cut>1 else 7 if full else 5                                 # an engine that shards hands layers their inputs in bfloat16
     keeps = layer_keeps(s, r.mode, r.budget or r.max_length, copies)*act
     back = 3*s.inner*act + (s.largest*act/n if r.mode=="qlora" else 0)                        # gradients inside one layer, and its 4 bits unpacked
-    parts["activations"] = n*(s.layers*s.hidden*(4 if copies==7 else act)+keeps+back) if r.checkpointing else n*(s.layers*keeps+back)
+    parts["activations"] = n*(s.layers*s.hidden*(4 if copies > 2 else act)+keeps+back) if r.checkpointing else n*(s.layers*keeps+back)
+    if wide==4 and act==2 and not full: parts["activations"] += 2*(s.layer if r.checkpointing else s.body)*(cut==1)       # narrow copies of frozen weights
     parts["logits"] = min(chunk, n)*s.vocab*4*3 + n*s.hidden*4
     return parts
 
@@ -200,8 +201,8 @@ def changes(
     last = replace(r, checkpointing=True)
     for b in (8, 4, 2, 1):
         if b < r.batch: tries.append((f"batch={b}" + ("" if r.checkpointing else " checkpointing=true"), replace(last, batch=b), {})); break_at = b
-    if r.mode=="full": tries.append(("mode=lora checkpointing=true batch=1", replace(last, mode="lora", batch=1, precision="bf16"), {}))
-    if r.mode!="qlora": tries.append(("mode=qlora checkpointing=true batch=1", replace(last, mode="qlora", batch=1, precision="auto"), {}))
+    if r.mode=="full": tries.append(("mode=lora precision=bf16 checkpointing=true batch=1", replace(last, mode="lora", batch=1, precision="bf16"), {}))
+    if r.mode!="qlora": tries.append((f"mode=qlora{' precision=auto' if r.precision=='fp32' else ''} checkpointing=true batch=1", replace(last, mode="qlora", batch=1, precision="auto"), {}))
     found, batched = [], False
     for say,c,k in tries:
         if say.startswith("batch") and batched: continue
@@ -228,7 +229,7 @@ def plan(
     rows:int=0,              # triples and pairs of the data, for steps and hours
     mean:int=0,              # tokens a row (a tree) on average; default: half of max_length
     offload:bool=False,      # weights and optimiser in the host's memory
-    mfu:float=.35,           # share of the peak that is reached
+    mfu:float=.3,            # share of the peak that is reached, with what is recomputed
 )->Plan:
     "Parameters, memory by part, tokens a step and hours of a run, from the configuration alone."
     acc = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -20,7 +20,7 @@ from peft import LoraConfig
 
 # %% ../nbs/06b_recipes.ipynb #ec90e062
 METHODS = (*OBJECTIVES, "dpo")
-PRECISION = dict(auto="as `models.load` does: float32 on a CPU, bfloat16 elsewhere", fp32="float32", bf16="weights, gradients and optimiser in bfloat16", mixed="float32 weights and optimiser, bfloat16 arithmetic")
+PRECISION = dict(auto="as `models.load` does: float32 on a CPU, bfloat16 elsewhere", fp32="float32", bf16="weights in bfloat16, and gradients and optimiser where all are trained", mixed="float32 weights and optimiser, bfloat16 arithmetic")
 
 # %% ../nbs/06b_recipes.ipynb #ce224440
 @dataclass
@@ -46,7 +46,7 @@ class Recipe:
     rto_weight:float=.2        # weight of each RTO target
     max_length:int=512         # tokens on a path
     budget:int=512             # tokens a packed row; 0: a row a tree
-    checkpointing:bool=False   # recompute activations in the backward pass; in mode qlora unless it is said
+    checkpointing:bool=False   # recompute activations in the backward pass; mode qlora: true, unless told otherwise
     held_out:int=8             # triples kept back, to log P(refusal) on, at most half of them; 0: none
     save_steps:int=50          # steps between checkpoints
     seed:int=0                 # of drawing and training
@@ -67,7 +67,7 @@ _SUB = dict(columns={*COLUMNS}, targets={f.name for f in fields(Objective)}-{"cu
 _KITS = "is for the kit to say"
 _OWN = dict(load=dict(**dict.fromkeys(("name","device","device_map","placed","merge","storage"), _KITS), mode="set mode, outside of load", adapter="set adapter, outside of load", lora="set lora, outside of load",
                       dtype="set precision instead", torch_dtype="set precision instead", trust_remote_code="remote code is never run"),
-            train=dict(output_dir="set out instead", gradient_checkpointing="set checkpointing instead", activation_checkpointing="set checkpointing instead"), dpo=dict(output_dir="set out instead", max_length="set max_length, outside of dpo", callbacks=_KITS))      # table → key → why not there
+            train=dict(output_dir="set out instead", gradient_checkpointing="set checkpointing instead", activation_checkpointing="set checkpointing instead"), dpo=dict(output_dir="set out instead", gradient_checkpointing="set checkpointing instead", activation_checkpointing="set checkpointing instead", max_length="set max_length, outside of dpo", callbacks=_KITS))      # table → key → why not there
 
 # %% ../nbs/06b_recipes.ipynb #d4d138d6
 def _known(key, names):
@@ -192,7 +192,7 @@ def targets(
     "The objective of a recipe."
     return objective(r.objective, **{**dict(cuts=r.cuts, rto_weight=r.rto_weight, max_length=r.max_length), **{k: tuple(v) if isinstance(v, list) else v for k,v in r.targets.items()}})
 
-def _half(r, world, cpu):
+def _autocasts(r, world, cpu):
     "Whether products are taken in bfloat16 over weights of another type."
     return r.precision=="mixed" or (r.precision!="fp32" and (launched(world)=="zero3" or not (cpu or r.mode=="full")))
 
@@ -206,7 +206,7 @@ def arguments(
     r = d
     warmup = dict(warmup_steps=r.warmup if r.warmup < 1 else int(r.warmup))
     return {**dict(num_train_epochs=r.epochs, learning_rate=r.lr, lr_scheduler_type=r.schedule, **warmup, weight_decay=r.weight_decay, per_device_train_batch_size=r.batch, gradient_accumulation_steps=accumulation(r, world),
-                   budget=r.budget or None, activation_checkpointing=r.checkpointing, bf16=_half(r, world, cpu), use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
+                   budget=r.budget or None, activation_checkpointing=r.checkpointing, bf16=_autocasts(r, world, cpu), use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
 
 # %% ../nbs/06b_recipes.ipynb #9155b9e3
 def loading(

@@ -33,9 +33,10 @@ def put(b): return {k: v.to(DEVICE) for k,v in b.items()}
 
 def model_of(shape):
     "Random weights in bf16 on disk, read and quantised as any model is."
+    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         with DEVICE: m = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape), dtype=torch.bfloat16)
-        m.save_pretrained(folder); del m; clear(); torch.manual_seed(0)
+        m.save_pretrained(folder); del m; clear()
         m = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": DEVICE}, quantization_config=_bnb(torch.bfloat16, torch.uint8), attn_implementation="sdpa")
     m = _prepare(m, "qlora", None, dict(r=RANK)); unwrap(m).activation_checkpointing_enable()
     clear(); return m
@@ -80,9 +81,9 @@ def measure(m, loss_of, trees, micro, budget=None, steps=3, autocast=True):
     sync(); return (time.perf_counter()-t)/steps, torch.cuda.max_memory_allocated() if GPU else 0, first
 
 
-def counted(trees, micro, f, budget):
+def counted(trees, micro, f, budget, blocks):
     "Tokens through the body, and positions through the head."
-    groups = [trees[i:i+micro] for i in range(0, len(trees), micro)]; b = [collate(g, budget, **({"limit": 0} if f is released else {})) for g in groups]
+    groups = [trees[i:i+micro] for i in range(0, len(trees), micro)]; b = [collate(g, budget, blocks=blocks, **({"limit": 0} if f is released else {})) for g in groups]
     tokens = sum(x["input_ids"].numel() for x in b)
     return tokens, tokens if f is released else sum(len(x["target_ids"]) for x in b)
 
@@ -132,6 +133,7 @@ def planned(shape, row, micro):
 
 def main(path, tiny=False, profile=None, only=None):
     shape, began, was = TINY if tiny else SHAPE, time.time(), json.loads(path.read_text()) if path.exists() else {}
+    if any(r.get("tiny")!=tiny for r in was.get("runs", [])): raise SystemExit(f"{path} holds runs of another shape (--tiny or not); choose another file")
     out = dict(device=torch.cuda.get_device_name() if GPU else "cpu", torch=torch.__version__, tiny=tiny, rows={})
     def tell(row, name, got):
         out["rows"].setdefault(row, {})[name] = got; print(f"{time.time()-began:4.0f} s", row, name, got, flush=True)
@@ -142,10 +144,10 @@ def main(path, tiny=False, profile=None, only=None):
         trees, plan = trees_of(row, n, shape["vocab_size"]), planned(shape, row, micro)
         def arm(name, f, budget=None, micro=micro, **kw):
             if only and not any(o in name for o in only): return
-            tokens, heads = counted(trees, micro, f, budget)
+            tokens, heads = counted(trees, micro, f, budget, takes_blocks(m))
             try: s, most, loss = measure(m, f, trees, micro, budget, **kw)
             except Exception as e: clear(); return tell(row, name, dict(error=f"{type(e).__name__}: {str(e).splitlines()[0][:300]}"))      # memory, or a kernel that cannot be had: the others go on
-            longest = max(collate(trees[i:i+micro], budget)["input_ids"].numel() for i in range(0, n, micro))
+            longest = max(collate(trees[i:i+micro], budget, blocks=takes_blocks(m))["input_ids"].numel() for i in range(0, n, micro))
             tell(row, name, dict(triples_a_second=n/s, peak_gb=most/1e9, tokens=tokens, mfu=mfu(shape, tokens, heads, s), loss=loss, **({} if f is released else dict(plan_gb=plan(longest)))))
         arm("released", released)
         for attention in ("sdpa", "flex_attention") if GPU else ("sdpa",):
@@ -154,7 +156,8 @@ def main(path, tiny=False, profile=None, only=None):
         unwrap(m).set_attn_implementation("sdpa")
         arm("packed_far, twice the triples at a time", ours, 4*row, 2*micro)
         if profile: write_profile(profile, m, trees, micro, 2*row)
-        with as_peft_prepares(m): arm("packed, as PEFT prepares", ours, 2*row, autocast=False)
+        with as_peft_prepares(m):
+            arm("packed, as PEFT prepares", ours, 2*row); arm("packed, as PEFT prepares, in float32", ours, 2*row, autocast=False)
     for row, n, micro in cases if not only or "TRL" in only else ():              # last: it changes the adapters' type
         try: tell(row, "TRL, packing", trl(m, trees_of(row, n, shape["vocab_size"]), row, micro, shape))
         except ImportError as e: tell(row, "TRL, packing", dict(error=str(e)))

@@ -169,7 +169,7 @@ def against_trl(rounds=3, length=512):
         def on_step_end(self, *args, **kwargs): at.append(time.perf_counter())
     model, tok, _ = model_and_optimiser()
     with tempfile.TemporaryDirectory() as d:
-        a = SFTConfig(output_dir=d, packing=True, max_length=length, per_device_train_batch_size=64, max_steps=rounds+2, bf16=False, gradient_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no", logging_steps=100, disable_tqdm=True)
+        a = SFTConfig(output_dir=d, packing=True, max_length=length, per_device_train_batch_size=64, max_steps=rounds+2, bf16=False, activation_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no", logging_steps=100, disable_tqdm=True)
         t = SFTTrainer(model, a, train_dataset=Dataset.from_list(list(plain_rows(trees, tok.eos_token_id))), processing_class=tok, callbacks=[Clock()]); t.train()
         tokens = sum(map(len, t.train_dataset["input_ids"]))
     return dict(times_faster=float(np.median(np.diff(at)))/ours_takes, tokens=collate(trees, BUDGET)["input_ids"].numel(), trl_tokens=tokens)

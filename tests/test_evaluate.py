@@ -128,7 +128,7 @@ def test_questions_that_were_trained_on_are_counted(tmp_path):
     models, note = dict(a=str(tmp_path/"run"), b=Recheck(str(tmp_path/"run")), base=None), {"trained on": "2 of 4 questions asked here"}        # row 19 was kept back, and what is harmless is not counted
     with pytest.warns(UserWarning, match=r"^a, b: trained on 2 of 4 questions asked here, 1 of them word for word \(mine.jsonl\)"): assert _known(models, cases) == dict(a=note, b=note)
     write_jsonl(rows.select(range(18)), f)
-    with pytest.warns(UserWarning, match="mine.jsonl, which is no longer as it was"): assert _known(models, cases)["a"] == note
+    assert _known(models, cases) == {}, "another file under that name says nothing"
     f.unlink(); assert _known(models, cases) == {}
     with pytest.warns(UserWarning, match="data with the same hash"): assert _known(models, cases, [rows])["b"] == note
     assert _known(models, attack("none", QS), [rows]) == {}
@@ -138,10 +138,11 @@ def test_questions_that_were_trained_on_are_counted(tmp_path):
 
 def test_what_differs_from_a_finished_run_is_named(tmp_path):
     from derta_kit.evaluate import _changed
-    have = dict(base="demo", judges=["rules"], decoding=dict(max_new_tokens=8, temperature=0.), attacks=[("none","")], cases="x", helpful="y"); assert _changed(tmp_path, ["a"], have) == []
-    (tmp_path/"run.json").write_text(json.dumps(dict(models=dict(a={}), **have))); assert _changed(tmp_path, ["a"], have) == []
-    assert _changed(tmp_path, ["a","b"], {**have, "cases": "z", "helpful": "w", "decoding": dict(max_new_tokens=9, temperature=0.)}) == ["models", "questions", "helpful text", "max_new_tokens 9 (was 8)"]
-    assert _changed(tmp_path, ["a"], {**have, "attacks": [], "cases": "z", "judges": []}) == ["judges", "attacks"]
+    have = dict(base="demo", judges=["rules"], decoding=dict(max_new_tokens=8, temperature=0.), attacks=[("none","")], cases="x", helpful="y"); assert _changed(tmp_path, dict(a=None), have) == []
+    (tmp_path/"run.json").write_text(json.dumps(dict(models=dict(a={}), **have))); assert _changed(tmp_path, dict(a=None), have) == []
+    assert _changed(tmp_path, dict(a=None, b=None), {**have, "cases": "z", "helpful": "w", "decoding": dict(max_new_tokens=9, temperature=0.)}) == ["models", "questions", "helpful text", "max_new_tokens 9 (was 8)"]
+    assert _changed(tmp_path, dict(a=None), {**have, "attacks": [], "cases": "z", "judges": []}) == ["judges", "attacks"]
+    (tmp_path/"run.json").write_text(json.dumps(dict(models=dict(a=dict(source="one")), **have))); assert _changed(tmp_path, dict(a="x/one"), have) == [] and _changed(tmp_path, dict(a="x/two"), have) == ["models"]
 
 
 def test_the_folder_of_a_model_is_not_written_into(tmp_path):

@@ -66,7 +66,7 @@ def test_training_in_every_mode(folder, tmp_path, mode, attention):
     with torch.no_grad(): assert tree_loss(again, b)[0].item() == pytest.approx(tree_loss(model, b)[0].item(), rel=.03)
 
 
-def test_the_same_loss_in_float32_and_in_four_bits_checkpointed_or_not(folder):
+def test_four_bits_give_the_same_recomputed_or_not(folder):
     model, _ = load(folder, "qlora"); b = cuda(collate(trees(6)))
     def grads():
         model.zero_grad()

@@ -52,7 +52,7 @@ def saved(layers, mode, dtype, autocast, b):
     return sum(n for n,_ in kept.values())
 
 
-@pytest.mark.parametrize("mode,dtype,autocast,copies", [("full","float32",False,0), ("full","bfloat16",False,2), ("full","float32",True,7), ("lora","float32",False,0), ("lora","bfloat16",True,2)])
+@pytest.mark.parametrize("mode,dtype,autocast,copies", [("full","float32",False,0), ("full","bfloat16",False,2), ("full","float32",True,7), ("lora","float32",False,0), ("lora","bfloat16",True,2), ("lora","float32",True,5)])
 def test_what_a_layer_keeps(mode, dtype, autocast, copies):
     "Against autograd's own saved tensors: within 3%, in every arithmetic."
     import torch
