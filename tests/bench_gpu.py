@@ -3,7 +3,7 @@ with packing on our exported labels; FlexAttention's block masks against dense o
 Random weights in the true shape; needs no tokenizer and no network.
 
     python tests/bench_gpu.py out.json            # on a GPU: some six minutes, added to the runs in out.json; the weights (16 GB) are written to a temporary folder once (TMPDIR)
-    python tests/bench_gpu.py out.json --tiny     # anywhere: a tiny shape, to try the path; --profile=FILE writes where the time of a step goes, --only=released,TRL measures these alone
+    python tests/bench_gpu.py out.json --tiny     # anywhere: a tiny shape, to try the path; --profile=FILE writes where the time of a step goes, '--only=released;packed_far, sdpa;TRL' measures these alone (three minutes)
 """
 import gc, json, random, sys, tempfile, time
 from contextlib import contextmanager
@@ -166,4 +166,4 @@ def main(path, tiny=False, profile=None, only=None):
 
 if __name__ == "__main__":
     given = dict(a[2:].partition("=")[::2] for a in sys.argv[2:] if a.startswith("--"))
-    main(Path(sys.argv[1]), "tiny" in given, given.get("profile"), given["only"].split(",") if "only" in given else None)
+    main(Path(sys.argv[1]), "tiny" in given, given.get("profile"), given["only"].split(";") if "only" in given else None)
