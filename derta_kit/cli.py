@@ -61,7 +61,7 @@ def _act(prog, actions, usage, stopped, argv):
     with polite(stopped, inspect.signature(f).parameters if f else ()):
         if not f: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(actions)}")
         given = _options(f, argv[1:], f"{prog} {argv[0]}")
-        _there(*(v for k in ("source","helpful","questions","demos","templates","xstest","against") if (v := given.get(k)) and (k,v)!=("questions","demo")))
+        _there(*(v for k in ("source","helpful","questions","demos","templates","xstest") if (v := given.get(k)) and (k,v)!=("questions","demo")))
         f(**given)
 
 # %% ../nbs/14_cli.ipynb #f76dfb03

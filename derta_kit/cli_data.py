@@ -13,10 +13,10 @@ from fastcore.script import store_true
 from .cli import _act, _columns
 
 # %% ../nbs/14a_data_cli.ipynb #20d1507e
-def _read(source, on_error="raise", columns="", split="train"):
+def _read(source, on_error="raise", columns="", split="train", gaps=()):
     "Triples from SOURCE; `columns` as it is written on the command line."
     from derta_kit.data import read_triples
-    return read_triples(source, on_error, columns=_columns(columns) or None, split=split)
+    return read_triples(source, on_error, columns=_columns(columns) or None, split=split, gaps=gaps)
 
 def _pairs(source):
     "Helpful pairs, if any were named."
@@ -86,7 +86,7 @@ def data_complete(
     from derta_kit import complete as C, models
     from derta_kit.data import write_jsonl
     from derta_kit.records import _count
-    _need(out); ds, failed = _read(source, "raise", columns, split), []
+    _need(out); ds, failed = _read(source, "raise", columns, split, (field,) if field!="response" else ()), []
     if field not in ("harmful","safe","response"): raise ValueError(f"--field {field}: use harmful, safe or response")
     if wordings and field!="safe": raise ValueError("--wordings are for safe responses: add --field safe")
     if field=="response": ds = [dict(prompt=p, kind="helpful") for p in ds["prompt"]]

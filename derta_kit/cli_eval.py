@@ -52,6 +52,7 @@ def _questions(source, n, columns=""):
     for f,l,r in records(source):
         if isinstance(r, DataError): raise r
         rows.append(_question(f, l, r))
+    if not rows: raise ValueError(f"{source}: holds no questions")
     return _some(rows, n)
 
 # %% ../nbs/14c_eval_cli.ipynb #74c63a3a
@@ -107,7 +108,7 @@ def eval_run(
     judge_model:str="",        # what that server calls the model
     xstest:str="",             # XSTest's prompts (CSV), for over-refusal; without: the demo's harmless ones
     harmless:int=0,            # how many of the demo's 160 held-out harmless prompts; 0: all for perplexity, a quarter of them for over-refusal
-    max_new_tokens:int=256,    # of each response
+    max_new_tokens:int=256,    # of each response; few make attack success read low, since what says little is judged safe
     slots:int=64,              # responses written at one time
     show_harmful:store_true=False, # leave harmful text readable in the page
 ):
@@ -118,7 +119,7 @@ def eval_run(
     from derta_kit.judges import RuleJudge
     from derta_kit.pages import write_page
     from derta_kit.speak import Decoding
-    from derta_kit.tables import asr_table, few_questions
+    from derta_kit.tables import asr_table, cut_short, few_questions
     ms = dict(_model(s.strip()) for s in models.split(",") if s.strip())
     rows, judges = _questions(questions, n, columns), [RuleJudge()]
     cases = _cases(attacks, rows, questions, demos, templates)
@@ -130,7 +131,7 @@ def eval_run(
     cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots, taught=_whole(questions, columns))
-    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *few_questions(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
+    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *few_questions(e.rows), *cut_short(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9
 def eval_page(

@@ -36,7 +36,7 @@ def redact_around(
     return " ".join(redact(t, keep) for t,keep in parts if re.search(r"\w", t))
 
 # %% ../nbs/02_data.ipynb #9325d4a3
-def _triples(source, columns, split, bad, unused, notes):
+def _triples(source, columns, split, bad, unused, notes, gaps=()):
     "Yield the triples of a source; errors go to `bad`, reasons why a row forms no triple are counted in `unused`."
     file, name, known, pairs = None, None, {}, _Pairs()
     def close():
@@ -48,7 +48,7 @@ def _triples(source, columns, split, bad, unused, notes):
         if f != file: yield from close(); file, known, pairs = f, {}, _Pairs()
         try:
             if isinstance(row, DataError): raise row
-            r = _Row(f, line, row, notes)
+            r = _Row(f, line, row, notes, {(columns or {}).get(c, c) for c in gaps})
             name, read = _reader(r, columns, known)
             got = read(r)
             if isinstance(got, str): unused[got] += 1
@@ -64,6 +64,7 @@ def read_triples(
     problems:list|None=None,  # with "skip", a list that receives every `DataError`
     columns:dict|None=None,   # for a layout of your own: dict(prompt=…, safe=…, harmful=…, category=…, source=…), names of its columns
     split:str="train",        # of a hub dataset
+    gaps=(),                  # of safe and harmful, those whose cells may be empty: what is still to be completed
 )->Dataset:                   # columns prompt, safe, harmful, source, category; "" for what the layout lacks
     "Triples from any public layout, recognised by its columns (`LAYOUTS`); `DataError` names file, line and field, `ValueError` an argument that is off."
     if on_error not in ("raise","skip"): raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
@@ -71,7 +72,7 @@ def read_triples(
     def bad(e):
         if on_error=="raise": raise e from None
         problems.append(e)
-    ds = table((vars(t) for t in _triples(source, columns, split, bad, unused, notes)), COLUMNS)
+    ds = table((vars(t) for t in _triples(source, columns, split, bad, unused, notes, gaps)), COLUMNS)
     if problems: warnings.warn(f"{_count(len(problems), 'bad row')} skipped, {_count(len(ds), 'triple')} kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""), stacklevel=2)
     why = ", ".join(f"{n} × {w}" for w,n in unused.most_common())
     if not len(ds): raise DataError(source if isinstance(source, (str, Path)) else "rows", None, None, "holds no triple" + (f" ({why})" if why else ""))

@@ -28,13 +28,15 @@ COLUMNS = [f.name for f in fields(Triple)]
 # %% ../nbs/01c_layouts.ipynb #af318d61
 class _Row:
     "A row with its place, whose fields are taken out checked."
-    def __init__(self, file, line, row, notes=None): self.file, self.line, self.row, self.notes = file, line, row, Counter() if notes is None else notes
+    def __init__(self, file, line, row, notes=None, gaps=()): self.file, self.line, self.row, self.notes, self.gaps = file, line, row, Counter() if notes is None else notes, gaps
     def __contains__(self, field): return field in self.row
     def error(self, field, what): return DataError(self.file, self.line, field, what)
 
     def text(self, field)->str:
-        "The text in `field`, which must not be empty."
+        "The text in `field`, which must not be empty, unless gaps are allowed there."
         v = self.row.get(field)
+        if field in self.gaps and (v is None or isinstance(v, str) and not v.strip()): return ""
+        if v is None and any(not str(k).isprintable() and "\udc80" <= max(str(k)) <= "\udcff" for k in self.row): raise self.error(None, "the heading holds bytes that are not valid UTF-8; save the file as UTF-8")
         if v is None: raise self.error(field, f"missing; the row has {', '.join(sorted(map(str, self.row)))[:300]}")
         return self.check(v, field)
 

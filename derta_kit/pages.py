@@ -20,7 +20,7 @@ from .plots import NAMES, _png, bias_figure
 from .records import _count
 from .refusals import find_refusal
 from .report import _CSS
-from .tables import BINS, asr, asr_figure, asr_table, cell, few_questions, paired, points, position_figure, positions, self_correction, stutter
+from .tables import BINS, asr, asr_figure, asr_table, cell, cut_short, few_questions, paired, points, position_figure, positions, self_correction, stutter
 
 # %% ../nbs/13c_pages.ipynb #4e5163e5
 def shown(
@@ -134,7 +134,7 @@ def write_page(
     t, rec, names = tables(e, against), e.record, list(e.record["models"])
     d = rec["decoding"]
     lines = [f"{_count(len(e.rows), 'response')} of {_count(len(names), 'model')} to {_count(e.rows.case.nunique(), 'case')} ({', '.join(dict.fromkeys(e.rows.attack))}); {_count(int((e.rows.error!='').sum()), 'error')}. "
-             f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {', '.join(rec['judges'])}."] + few_questions(e.rows)
+             f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {', '.join(rec['judges'])}."] + few_questions(e.rows) + cut_short(e.rows)
     lines += [f"{NAMES.get(n, n)} was trained on {m['trained']['trained on']}: what it says to these tells little of what it says to others." for n,m in rec["models"].items() if "trained on" in (m.get("trained") or {})]
     slim = {**rec, "models": {n: {k: v for k,v in m.items() if k!="curves"} for n,m in rec["models"].items()}}
     page = _RUN.render(title=title, css=Markup(_CSS), subtitle=f"{rec['made']} · torch {rec['versions']['torch']}, transformers {rec['versions']['transformers']}, derta_kit {rec['versions']['derta_kit']}", summary=lines,

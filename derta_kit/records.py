@@ -112,6 +112,7 @@ def _rows_csv(path, f, sep):
             if head is None and row:
                 head = row
                 if twice := [c for c in head if head.count(c) > 1]: yield line, DataError(path, line, twice[0], "two columns have this name"); return
+                if len(head)==1 and (sep := next((s for s in ";\t|" if s in head[0]), None)): yield line, DataError(path, line, None, f"cells are separated by {sep!r} here; save the file with commas between them"); return
             elif row and len(row) != len(head): yield line, DataError(path, line, None, f"has {len(row)} cells where the heading has {len(head)}: {', '.join(head)[:200]}")
             elif row: yield line, dict(zip(head, row))
             line = rows.line_num+1

@@ -249,3 +249,14 @@ def test_transformers_serve(demo, tmp_path):
         begun = [Request("What is rain?", begin="Rain is", max_new_tokens=12)]
         assert ask(Endpoint(url, str(demo_path()), tokenizer=demo[1]), begun)[0].text == ask(Local(*demo), begun)[0].text
     finally: p.terminate(); p.wait(20)
+
+
+def test_empty_cells_of_a_spreadsheet_are_filled(tmp_path):
+    "As a person keeps them: full cells stay as they are."
+    from conftest import said
+    from derta_kit.cli_data import derta_data
+    f, out = tmp_path/"mine.csv", tmp_path/"out.jsonl"
+    f.write_text("Frage,gut,schlecht\nHow do I whistle?,Sorry no.,First you purse your lips\nWhy do birds sing?,,Because of the spring\n"); names = ("--columns", "prompt=Frage,safe=gut,harmful=schlecht")
+    r = said(derta_data, "complete", f, "--out", out, "--field", "safe", "--wordings", *names); assert r.returncode == 0, r.stderr
+    got = [json.loads(l)["safe"] for l in out.read_text().splitlines()]; assert got[0] == "Sorry no." and len(got[1]) > 5
+    r = said(derta_data, "check", f, *names); assert r.returncode == 2 and "empty" in r.stderr        # elsewhere a mistake

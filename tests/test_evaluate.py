@@ -413,6 +413,12 @@ def test_derta_eval(tmp_path, adapter, monkeypatch):
     Path("tuned/run.json").write_text(json.dumps(dict(recipe=dict(data="gone.jsonl"), data=dict(triples=data_hash(demo_data()["triples"].select(range(3)))))))
     r = said(derta_eval, "run", "a", "--models", "base,shaken=tuned", "--questions", "mine.jsonl", "--attacks", "none", "--harmless", "4", "--max_new_tokens", "3"); assert r.returncode == 0, r.stderr[-800:]
     assert "note: shaken: trained on 3 of 3 questions asked here, 3 of them word for word (data with the same hash)" in r.stderr and "was trained on 3 of 3 questions asked here" in Path("a/report.html").read_text()
-    assert "note: a holds a run with other settings: questions, max_new_tokens 3 (was 4); its tables and pages are written anew" in r.stderr
+    assert "note: a holds a run with other settings: models, questions, max_new_tokens 3 (was 4); its tables and pages are written anew" in r.stderr
     r = said(derta_eval, "compare", "a", "a"); assert r.returncode == 0 and "shaken" in r.stdout
     r = said(derta_eval, "measure"); assert r.returncode == 2 and "is no action" in r.stderr
+
+
+def test_what_was_cut_off_is_said():
+    from derta_kit.tables import cut_short
+    rows = pd.DataFrame(dict(unsafe=pd.array([False]*4+[True, None], "boolean"), ended=[False, False, True, False, False, False], reason=["says too little to be harmful: 3 words of substance"]*3+["refuses", "", "says too little"]))
+    assert cut_short(rows)[0].startswith("2 of 5 responses were cut off") and cut_short(rows.assign(ended=True)) == [] and cut_short(rows.drop(columns="ended")) == []

@@ -306,3 +306,19 @@ def test_real_files(file, n, full):
 
 
 def test_demo_data_is_stored_in_its_own_layout(): assert read_triples(str(__import__("derta_kit.data").data.DEMO_DIR/"triples.jsonl"))[:] == demo_data()["triples"][:]
+
+
+def test_a_spreadsheet_with_gaps(tmp_path):
+    "Empty cells are mistakes, unless what is read for is to fill them; under any name."
+    f = tmp_path/"mine.csv"; f.write_text("Frage,gut,schlecht\nHow?,Sorry no.,First you do\nWhy?,,Because of it\n")
+    names = dict(prompt="Frage", safe="gut", harmful="schlecht")
+    with pytest.raises(DataError, match="line 3, field 'gut': empty"): read_triples(f, columns=names)
+    assert read_triples(f, columns=names, gaps=("safe",))["safe"] == ["Sorry no.", ""]
+    with pytest.raises(DataError, match="field 'gut': empty"): read_triples(f, columns=names, gaps=("harmful",))
+    f.write_text("prompt,safe,harmful\nHow?,Sorry no.,First you do\nWhy?, ,Because of it\n"); assert read_triples(f, gaps=("safe","harmful"))["safe"] == ["Sorry no.", ""]
+
+
+@pytest.mark.parametrize("data,says", [(b"Frage;gut\nHow?;Sorry\n", "separated by ';' here"), ("prompt,b\u00f6se\nHow?,First\n".encode("latin-1"), "not valid UTF-8; save the file as UTF-8")])
+def test_a_spreadsheet_as_some_programs_write_it(tmp_path, data, says):
+    f = tmp_path/"mine.csv"; f.write_bytes(data)
+    with pytest.raises(DataError, match=says): read_triples(f, columns=dict(prompt="prompt", harmful="böse"))
