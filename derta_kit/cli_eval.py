@@ -149,8 +149,9 @@ def eval_compare(
     out:str="",        # also write the comparison there, as HTML
 ):
     "Set two runs side by side: attack success, difference with its interval, over the cases that both asked."
-    from derta_kit.pages import compare_runs
-    print(compare_runs(a, b, out or None).to_string(index=False))
+    from derta_kit.evaluate import Evaluation
+    from derta_kit.pages import compare_runs, knows
+    print(compare_runs(a, b, out or None).to_string(index=False), *(f"{run}: {l}" for run in dict.fromkeys((a, b)) for l in knows(Evaluation.load(run).record)), sep="\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #746239b0
 def eval_ablation(
