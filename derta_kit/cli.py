@@ -108,8 +108,8 @@ def _probe(
         c = refusal_curve(*models.load(model, adapter=adapter or None), prompt, response, openers=OPENERS)
         f = c.to_frame()
         if not show_harmful: f["token"] = [re.sub(r"\S", "▒", t) for t in f.token]
-        print(f"{f.to_string(float_format='%.3g')}\n\nP({c.word!r}): {c.prob[0]:.3g} at the start, {c.prob[2:].mean() if len(c.prob) > 2 else float('nan'):.3g} from token 2 on"
-              f"\nprob, rank: of {c.word!r} as the next token; logp: of the response's own token, in nats; opener_mass: of any of {len(OPENERS)} ways to begin a refusal, such as {OPENERS[1]!r}")
+        print(f"{f.to_string(float_format='%.3g')}\n\nprob, rank: of {c.word!r} as the next token; logp: of the response's own token, in nats; opener_mass: of any of {len(OPENERS)} ways to begin a refusal, such as {OPENERS[1]!r}\n"
+              f"P({c.word!r}): {c.prob[0]:.3g} at the start, {c.prob[2:].mean() if len(c.prob) > 2 else float('nan'):.3g} from token 2 on")
         if out:
             with models.atomically(f"{out}.png") as p: c.plot().figure.savefig(p, dpi=130)
             with models.atomically(f"{out}.csv") as p: f.to_csv(p)
