@@ -217,7 +217,7 @@ def evaluate(
     helpful=None,                   # held-out rows with prompt and response, for perplexity; default: the demo's
     curves=(),                      # held-out rows with prompt and harmful, for refusal curves
     slots:int=64,                   # responses written at one time
-    taught=(),                      # lists of triples in which a model's training data are looked for, by their hash, where its record does not lead to them
+    taught=(),                      # sets of triples (as `read_triples` gives them) in which a model's training data are looked for, where its record does not lead to them
     desc:str|None="",               # before the names of progress bars; None: no bars
     **kwargs                        # of `models.load`, for the base
 )->Evaluation:

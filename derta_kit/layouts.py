@@ -36,7 +36,7 @@ class _Row:
         "The text in `field`, which must not be empty, unless gaps are allowed there."
         v = self.row.get(field)
         if field in self.gaps and (v is None or isinstance(v, str) and not v.strip()): return ""
-        if v is None and any(not str(k).isprintable() and "\udc80" <= max(str(k)) <= "\udcff" for k in self.row): raise self.error(None, "the heading holds bytes that are not valid UTF-8; save the file as UTF-8")
+        if v is None and any(re.search("[\udc80-\udcff]", str(k)) for k in self.row): raise self.error(None, "the heading holds bytes that are not valid UTF-8; save the file as UTF-8")
         if v is None: raise self.error(field, f"missing; the row has {', '.join(sorted(map(str, self.row)))[:300]}")
         return self.check(v, field)
 
