@@ -14,7 +14,7 @@ from transformers import MinNewTokensLengthLogitsProcessor
 from .data import redact
 from .decode import _ends, decode
 from .models import prompt_ids, text_ids, unwrap
-from .records import DataError, file_rows
+from .records import DataError, _count, file_rows
 from .refusals import OPENERS
 
 # %% ../nbs/10_attacks.ipynb #c1159e38
@@ -43,7 +43,7 @@ class Case:
 
     def _begun(self, tokenizer):
         ids, k = text_ids(tokenizer, self.prefill), self.prefill_tokens
-        if k and len(ids) < k: raise ValueError(f"{self.attack}, {self.setting}: the text to prefill for {self.question!r} has {len(ids)} tokens, {k} are asked for; pass fill='others', or a function that goes on with it")
+        if k and len(ids) < k: raise ValueError(f"{self.attack}, {self.setting}: the text to prefill for {self.question!r} has {_count(len(ids), 'token')}, {k} are asked for; pass fill='others', or a function that goes on with it")
         return ids[:k]
 
     def ids(self,
@@ -102,7 +102,7 @@ def _deepen(rows, k, fill):
         more = [_others(rows, i, k-len(texts[i].split())) for i in short] if fill=="others" else fill([(rows[i]["prompt"], texts[i]) for i in short], need)
         for i,t in zip(short, more, strict=True):
             had, has = len(texts[i].split()), len((texts[i]+t).split())
-            if has <= had or (fill=="others" and has < k): raise ValueError(f"question {i+1}: r̂ and what fills it have {has} words, {k} are needed for a prefill of {k} tokens")
+            if has <= had or (fill=="others" and has < k): raise ValueError(f"question {i+1}: r̂ and what fills it have {_count(has, 'word')}, {k} are needed for a prefill of {_count(k, 'token')}")
             texts[i] += t
     return texts
 

@@ -14,6 +14,7 @@ from .complete import whole_sentences
 from .decode import decode
 from .data import DEMO_DIR, Triple, data_hash, read_jsonl, write_jsonl
 from .models import atomically, generate, load, prompt_ids, text_ids
+from .records import _count
 from .refusals import find_refusal
 
 # %% ../nbs/03e_build.ipynb #43dc01ae
@@ -47,7 +48,7 @@ def harmful_responses(
             s = whole_sentences(begin[i]+s)
             if not find_refusal(s) and len(text_ids(tokenizer, s)) >= min_tokens: out[i] = s
         if not (todo := [i for i in todo if i not in out]): return [out[i] for i in range(len(prompts))]
-    raise ValueError(f"{len(todo)} questions were refused or answered too briefly {tries} times, the first: {prompts[todo[0]]!r}")
+    raise ValueError(f"{_count(len(todo), 'question')} {'was' if len(todo)==1 else 'were'} refused or answered too briefly {_count(tries, 'time')}, the first: {prompts[todo[0]]!r}")
 
 # %% ../nbs/03e_build.ipynb #fddd16a4
 def helpful_responses(

@@ -15,7 +15,8 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # s
 # %% ../nbs/14_cli.ipynb #dca564a6
 def _shell(text, options):
     "A message about arguments in the words of a command line, as far as they are among its `options`."
-    said = lambda m: f"--{m[1]} {(m[2] or '…').replace(', ', ',')}" if m[1] in options else m[0]
+    name = lambda m: "helpful_columns" if "response=" in (m[2] or "") and "helpful_columns" in options else m[1]
+    said = lambda m: f"--{name(m)} {(m[2] or '…').replace(', ', ',')}" if m[1] in options or name(m) in options else m[0]
     text = re.sub(r"(?<![(,] )\b(\w+)=(?:dict\(([^()]+)\)|…)", said, text)        # not among the arguments of a call
     return re.sub(r"^(\w+)=(?:'([^']*)'|([\d.]+))(?=: )", lambda m: f"--{m[1]} {m[2] or m[3]}" if m[1] in options else m[0], text)
 
@@ -46,8 +47,11 @@ def _options(
 # %% ../nbs/14_cli.ipynb #d3ed450a
 def _there(
     *names,        # of files, folders or hub data sets
+    runs=(),       # folders of this machine
 ):
     "`FileNotFoundError` for what is not there and no hub id."
+    for s in runs:
+        if not Path(s).is_dir(): raise FileNotFoundError(f"{s}: no such folder")
     for s in names:
         hub = s.count("/")==1 and not s.startswith((".","/","~")) and not re.search(r"\.(jsonl?|ndjson|csv|tsv|parquet|txt|ya?ml)(\.\w+)?$", s)
         if not hub and not Path(s).exists(): raise FileNotFoundError(f"{s}: no such file or folder")
@@ -61,16 +65,18 @@ def _act(prog, actions, usage, stopped, argv):
     with polite(stopped, inspect.signature(f).parameters if f else ()):
         if not f: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(actions)}")
         given = _options(f, argv[1:], f"{prog} {argv[0]}")
-        _there(*(v for k in ("source","helpful","questions","demos","templates","xstest") if (v := given.get(k)) and (k,v)!=("questions","demo")))
+        _there(*(v for k in ("source","helpful","questions","demos","templates","xstest") if (v := given.get(k)) and (k,v)!=("questions","demo")), runs=[given[k] for k in ("run","a","b") if k in given])
         f(**given)
 
 # %% ../nbs/14_cli.ipynb #f76dfb03
 def _columns(
     text,          # prompt=q,safe=good,harmful=bad
+    what="columns",# the option
 )->dict:
     "What a layout of one's own calls its columns, as written on a command line."
+    parts = "prompt=NAME,safe=NAME,harmful=NAME" if what=="columns" else "prompt=NAME,response=NAME"
     named = [kv.partition("=") for kv in text.split(",") if kv]
-    if bad := [k for k,eq,v in named if not (k and eq and v)]: raise ValueError(f"--columns {text}: expected prompt=NAME,safe=NAME,harmful=NAME, found {bad[0]!r}")
+    if bad := [k for k,eq,v in named if not (k and eq and v)]: raise ValueError(f"--{what} {text}: expected {parts}, found {bad[0]!r}")
     return {k.strip(): v.strip() for k,_,v in named}
 
 # %% ../nbs/14_cli.ipynb #74851812

@@ -18,10 +18,10 @@ def _read(source, on_error="raise", columns="", split="train", gaps=()):
     from derta_kit.data import read_triples
     return read_triples(source, on_error, columns=_columns(columns) or None, split=split, gaps=gaps)
 
-def _pairs(source):
-    "Helpful pairs, if any were named."
+def _pairs(source, columns="", what="helpful_columns"):
+    "Helpful pairs, if any were named; `columns` as it is written on the command line."
     from derta_kit.mix import read_pairs
-    return read_pairs(source) if source else ()
+    return read_pairs(source, columns=_columns(columns, what) or None) if source else ()
 
 def _tokenizer(model):
     from derta_kit.models import model_path
@@ -48,10 +48,12 @@ def data_check(
     from derta_kit.gates import gate
     from derta_kit.data import data_hash
     from derta_kit.records import _count
-    ds = _read(source, on_error, columns, split)
+    ds = _read(source, on_error, columns, split, ("safe","harmful"))
     filled = {c: [len(x.split()) for x in ds[c] if x] for c in ("prompt","safe","harmful")}
     print(f"{_count(len(ds), 'row')}, hash {data_hash(ds)}; " + "; ".join(f"{c}: {len(n)} of them, {sum(n)/len(n):.0f} words on average" if n else f"{c}: none" for c,n in filled.items()) + "\n")
     print(gate(ds, drop=()).table[["meaning","flagged"]].to_string())
+    for c in ("safe","harmful"):
+        if k := len(ds)-len(filled[c]): print(f"\n{_count(k, 'row')} {'has' if k==1 else 'have'} no {c} response; to have {'it' if k==1 else 'them'} filled in: derta_data complete {source}{f' --columns {columns}' if columns else ''} --field {c} --out …")
 
 # %% ../nbs/14a_data_cli.ipynb #07e86e6f
 def data_convert(
@@ -138,6 +140,7 @@ def data_mix(
     out:str="",                # JSON Lines file to write, for --helpful (needed)
     rows:int=0,                # how many in all; 0: as many as the files hold
     seed:int=0,                # of the order
+    columns:str="",            # your own columns, in all files: prompt=q,response=a
 ):
     "Draw helpful pairs from several files, in proportion to their weights."
     from derta_kit.data import write_jsonl
@@ -145,7 +148,7 @@ def data_mix(
     _need(out); named = [p.rpartition("=") if "=" in p else (p, "=", "1") for p in parts.split(",") if p]
     try: weights = [float(w) for _,_,w in named]
     except ValueError: raise ValueError(f"{parts}: expected FILE=WEIGHT,FILE=WEIGHT with numbers for weights") from None
-    read = {Path(f).stem: (_pairs(f), w) for (f,_,_),w in zip(named, weights)}
+    read = {Path(f).stem: (_pairs(f, columns, "columns"), w) for (f,_,_),w in zip(named, weights)}
     if len(read) < len(named): raise ValueError(f"{parts}: the files need different names")
     mixed = mixture(read, rows or sum(len(p) for p,_ in read.values()), seed)
     write_jsonl(mixed, out); print("\n".join(f"{sum(r['kind']==k for r in mixed):6d} of {len(p):6d} rows: {k}" for k,(p,_) in read.items()) + f"\nwritten: {out}")
@@ -154,6 +157,7 @@ def data_mix(
 def data_preview(
     source:str,                # file, folder or hub id of triples
     helpful:str="",            # helpful pairs: Alpaca, messages, ShareGPT, prompt–completion
+    helpful_columns:str="",    # what these call theirs: prompt=q,response=a
     objective:str="derta",     # vanilla, recaug, rto or derta
     cuts:int=2,                # prefixes of r̂ a triple, each pass
     max_length:int=512,        # tokens on a path
@@ -165,7 +169,7 @@ def data_preview(
 ):
     "Count what one epoch of SOURCE holds, in rows and tokens."
     from derta_kit import card, objectives as O
-    df = card.epoch_preview(_tokenizer(model), _read(source, "raise", columns, split), _pairs(helpful), O.objective(objective, cuts=cuts, max_length=max_length), batch, budget)
+    df = card.epoch_preview(_tokenizer(model), _read(source, "raise", columns, split), _pairs(helpful, helpful_columns), O.objective(objective, cuts=cuts, max_length=max_length), batch, budget)
     print(df.to_string() + "\n\ntokens: as separate padded rows, as trees, and packed")
 
 # %% ../nbs/14a_data_cli.ipynb #3c8c95a0
@@ -174,6 +178,7 @@ def data_export(
     out:str="",                # JSON Lines file to write (needed)
     to:str="release",          # release, preference (DPO), completion (SFT) or labels (input_ids, labels)
     helpful:str="",            # helpful pairs that go with them; not for preference
+    helpful_columns:str="",    # what these call theirs: prompt=q,response=a
     model:str="demo",          # completion, labels: whose tokenizer and chat template
     objective:str="derta",     # completion, labels: vanilla, recaug, rto or derta
     cuts:int=1,                # labels: prefixes of r̂ a triple
@@ -190,7 +195,7 @@ def data_export(
     if to=="preference" and helpful: raise ValueError("--helpful has no place in preference data: a helpful pair has no rejected response")
     if not re.fullmatch(r"[\d.]+,[\d.]+", spread): raise ValueError(f"--spread {spread}: give two numbers above 0, such as 1,3")
     o = O.objective(objective, cuts=cuts, max_length=max_length, spread=tuple(map(float, spread.split(","))))
-    _need(out); ds, pairs = _read(source, "raise", columns, split), _pairs(helpful)
+    _need(out); ds, pairs = _read(source, "raise", columns, split), _pairs(helpful, helpful_columns)
     tok = _tokenizer(model) if to in ("completion","labels") else None
     rows = dict(release=lambda: E.release_rows(ds, seed, pairs), preference=lambda: E.preference_rows(ds), completion=lambda: E.completion_rows(ds, tok, seed, o.empty if o.prefix else 1., pairs),
                 labels=lambda: E.label_rows(O.TreeDataset(tok, ds, pairs, o, seed)))[to]()

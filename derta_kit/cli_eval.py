@@ -119,7 +119,7 @@ def eval_run(
     from derta_kit.judges import RuleJudge
     from derta_kit.pages import write_page
     from derta_kit.speak import Decoding
-    from derta_kit.tables import asr_table, cut_short, few_questions
+    from derta_kit.tables import asr_table, cut_short, few_questions, how_many
     ms = dict(_model(s.strip()) for s in models.split(",") if s.strip())
     rows, judges = _questions(questions, n, columns), [RuleJudge()]
     cases = _cases(attacks, rows, questions, demos, templates)
@@ -131,7 +131,7 @@ def eval_run(
     cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots, taught=_whole(questions, columns))
-    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *few_questions(e.rows), *cut_short(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
+    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *how_many(e.rows), *few_questions(e.rows), *cut_short(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9
 def eval_page(

@@ -24,6 +24,7 @@ def _parser():
         if f.name!="data" and _KINDS[f.name] is not dict:
             p.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=docs[f.name] + (f" (default: {f.default})" if f.default not in (MISSING, "") else ""))
     p.add_argument("--columns", default=argparse.SUPPRESS, help="your own columns: prompt=q,safe=good,harmful=bad")
+    p.add_argument("--helpful_columns", default=argparse.SUPPRESS, help="what the helpful pairs call theirs: prompt=q,response=a")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of a recipe, such as lr=1e-4, lora.r=32, targets.word=I or train.max_steps=100")
     p.add_argument("--plan", action="store_true", help="print parameters, memory, tokens and hours, and stop; loads no weights")
     p.add_argument("--device", default="", help="with --plan: h200, h100, a100, a100-40, l40s, rtx4090 or cpu")
@@ -40,7 +41,8 @@ def parse(
     from derta_kit.recipes import _parse, make_recipe
     a = vars(_parser().parse_args(argv))
     file, rest = a.pop("recipe"), {k: a.pop(k) for k in ("set","plan","device","devices","memory","offload")}
-    if "columns" in a: a["columns"] = _columns(a["columns"])
+    for k in ("columns","helpful_columns"):
+        if k in a: a[k] = _columns(a[k], k)
     values, lines = _parse(Path(file).read_text(encoding="utf-8"), file) if Path(file).suffix in (".yaml",".yml") else (dict(data=file), {})
     if rest["plan"]: values.setdefault("out", "planned")        # nothing is written
     return make_recipe({**values, **a}, file, lines, rest.pop("set"), set(a)), rest
@@ -50,7 +52,7 @@ def _data(r):
     "(triples, helpful pairs, how many of the triples are trained on)."
     from derta_kit.data import read_triples
     from derta_kit.mix import read_pairs
-    triples, pairs = read_triples(r.data, columns=r.columns or None), read_pairs(r.helpful) if r.helpful and r.objective!="dpo" else []
+    triples, pairs = read_triples(r.data, columns=r.columns or None), read_pairs(r.helpful, columns=r.helpful_columns or None) if r.helpful and r.objective!="dpo" else []
     return triples, pairs, len(triples)-min(r.held_out, len(triples)//2)
 
 def _rows_said(r, triples, pairs, n):
@@ -84,7 +86,7 @@ def _prefer(r, args, triples, n):
     return train_dpo(m, tok, triples.select(range(n)), r.out, r.max_length, callbacks=[S.LeaveOnSigterm()], **{**{k: v for k,v in args.items() if k not in ("budget","engine")}, **r.dpo})
 
 # %% ../nbs/14b_train_cli.ipynb #04ecdaf4
-_PLACES = ("data", "columns", "helpful", "out", "engine", "save_steps")
+_PLACES = ("data", "columns", "helpful", "helpful_columns", "out", "engine", "save_steps")
 
 def _own(r, hashes):
     "Claim `r.out` for this run; a run that left nothing owns nothing."
@@ -122,6 +124,7 @@ def run_recipe(
     if os.environ.get("RANK", "0")=="0":
         _own(r, hashes)
         print(_rows_said(r, triples, pairs, n), flush=True)
+        if not r.helpful and r.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)
         if at := T.last_checkpoint(r.out): print(f"going on from step {at.rpartition('-')[2]}", flush=True)
     world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(r, world, not torch.accelerator.is_available())
     with S.saved_from_full_disk(r.out), S.explained_memory(r, world):
@@ -146,13 +149,13 @@ def derta_train(
 ):
     "Train an adapter, or a full model, on your triples: from a recipe, or from options."
     argv = list(sys.argv[1:] if argv is None else argv)
-    with polite("Stopped. The same command goes on from the last checkpoint.", ("columns","out")):
+    with polite("Stopped. The same command goes on from the last checkpoint.", ("columns","helpful_columns","out")):
         if argv and argv[0][:1]!="-" and ("--plan" not in argv or argv[0].endswith((".yaml",".yml"))): _there(argv[0])        # a plan may be made where the data are not
+        if "--plan" not in argv: _there(*(v for k,v in zip(argv, argv[1:]) if k=="--helpful"))
         from derta_kit.engines import EngineError
         from derta_kit.train import NotFinite
         r, rest = parse(argv)
         if rest.pop("plan"): print(_plan(r, **rest)); return
-        if not r.helpful and r.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)
         try: run_recipe(r).end()        # and with it the process group, whose threads must not outlive Python
         except (EngineError, NotFinite, MemoryError) as e: raise ValueError(str(e)) from e
 

@@ -32,24 +32,29 @@ class _Row:
     def __contains__(self, field): return field in self.row
     def error(self, field, what): return DataError(self.file, self.line, field, what)
 
-    def text(self, field)->str:
-        "The text in `field`, which must not be empty, unless gaps are allowed there."
+    def text(self, field, part="")->str:
+        "The text in `field`, which must not be empty, unless gaps are allowed there; what is empty and a `part` of a triple can be completed, and is said to be."
         v = self.row.get(field)
-        if field in self.gaps and (v is None or isinstance(v, str) and not v.strip()): return ""
+        if v is None or isinstance(v, str) and not v.strip():
+            if field in self.gaps: return ""
+            if part and field in self.row: raise self.error(field, f"empty; leave the row out, or have it filled in: derta_data complete --field {part}")
         if v is None and any(re.search("[\udc80-\udcff]", str(k)) for k in self.row): raise self.error(None, "the heading holds bytes that are not valid UTF-8; save the file as UTF-8")
         if v is None: raise self.error(field, f"missing; the row has {', '.join(sorted(map(str, self.row)))[:300]}")
         return self.check(v, field)
 
-    def check(self, v, field)->str:
-        if not isinstance(v, str): raise self.error(field, f"expected text, found {type(v).__name__}")
-        if not v or v.isspace(): raise self.error(field, "empty")
-        if v.startswith("▒▒▒ ["): raise self.error(field, "hidden, and not the text itself; have the file written again with show_harmful")
-        if not v.isascii():
-            try: v.encode()
-            except UnicodeEncodeError as e:
-                raw = 0xdc80 <= ord(v[e.start]) <= 0xdcff and not self.file.endswith((".jsonl",".json"))
-                raise self.error(field, "holds bytes that are not valid UTF-8; save the file as UTF-8" if raw else "holds half a surrogate pair, which is no text; clean it with errors='replace'") from None
-        return v
+# %% ../nbs/01c_layouts.ipynb #6ba979d3
+@patch
+def check(self:_Row, v, field)->str:
+    "`v`, if it is text that can be trained on."
+    if not isinstance(v, str): raise self.error(field, f"expected text, found {type(v).__name__}")
+    if not v or v.isspace(): raise self.error(field, "empty")
+    if v.startswith("▒▒▒ ["): raise self.error(field, "hidden, and not the text itself; have the file written again with show_harmful")
+    if not v.isascii():
+        try: v.encode()
+        except UnicodeEncodeError as e:
+            raw = 0xdc80 <= ord(v[e.start]) <= 0xdcff and not self.file.endswith((".jsonl",".json"))
+            raise self.error(field, "holds bytes that are not valid UTF-8; save the file as UTF-8" if raw else "holds half a surrogate pair, which is no text; clean it with errors='replace'") from None
+    return v
 
 # %% ../nbs/01c_layouts.ipynb #8f0aaf06
 @patch
@@ -88,8 +93,7 @@ def turns(self:_Row, field)->list:
 def _fields(prompt="prompt", safe=None, harmful=None, category="category", source=None, name=""):
     "A reader for rows that hold the parts of a triple in columns of these names."
     def read(r):
-        part = lambda c: r.text(c) if c else ""
-        return Triple(part(prompt), part(safe), part(harmful), (r.optional(source) if source else "") or name, r.optional(category) if category else "")
+        return Triple(r.text(prompt), r.text(safe, "safe") if safe else "", r.text(harmful, "harmful") if harmful else "", (r.optional(source) if source else "") or name, r.optional(category) if category else "")
     return read
 
 def _ours(r):
@@ -98,7 +102,7 @@ def _ours(r):
     if not isinstance(gaps, list) or not {*map(str, gaps)} <= {"safe","harmful"}: raise r.error("missing", f"expected a list with safe, harmful or both, found {str(gaps)[:60]}")
     for c in gaps:
         if r.row.get(c): raise r.error(c, "said to be missing, and there")
-    return Triple(r.text("prompt"), *("" if c in gaps else r.text(c) for c in ("safe","harmful")), r.optional("source"), r.optional("category"))
+    return Triple(r.text("prompt"), *("" if c in gaps else r.text(c, c) for c in ("safe","harmful")), r.optional("source"), r.optional("category"))
 
 def _pku(r):
     "PKU-SafeRLHF: two answers, of which one must be safe and the other not."

@@ -75,7 +75,7 @@ def _pair_layout(r, columns):
         if need <= set(r.row): return read
     for need,_ in _PAIRS.values():
         if len(need)==2 and len(miss := need-set(r.row))==1: raise r.error(*miss, f"missing; the row has {', '.join(sorted(map(str, r.row)))[:300]}")
-    raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, r.row)))[:300]}; call its columns prompt and response, or say which is which in Python: read_pairs(…, columns=dict(prompt='q', response='a')). "
+    raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, r.row)))[:300]}; call its columns prompt and response, or say which is which with columns=dict(prompt=…, response=…). "
                         "Known by themselves: " + "; ".join(f"{n} ({', '.join(sorted(c))})" for n,(c,_) in _PAIRS.items()))
 
 # %% ../nbs/02b_mix.ipynb #8cd17372

@@ -14,6 +14,7 @@ from itertools import repeat
 from fastcore.basics import patch
 from .models import prompt_ids, response_end, text_ids
 from .prefix_tree import Target, Tree, collate
+from .records import _count
 from .refusals import refusal_token_id
 
 # %% ../nbs/04_objectives.ipynb #541dc332
@@ -71,7 +72,7 @@ def _targets(ids, weight, kind): return list(map(Target._make, zip(range(len(ids
 
 def _room(q, max_length):
     "Tokens that the prompt leaves for a response; `ValueError` if there are hardly any."
-    if len(q) > max_length-2: raise ValueError(f"the prompt has {len(q)} tokens, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
+    if len(q) > max_length-2: raise ValueError(f"the prompt has {_count(len(q), 'token')}, max_length {max_length} leaves no room for a response; raise max_length or shorten the prompt")
     return max_length-len(q)
 
 # %% ../nbs/04_objectives.ipynb #a6dca161

@@ -8,6 +8,7 @@ __all__ = ['trained', 'triples_of', 'trained_on']
 # %% ../nbs/11c_origins.ipynb #0a160002
 import json, warnings
 from pathlib import Path
+from datasets import concatenate_datasets
 from .data import data_hash, demo_data, read_triples
 from .gates import Contamination
 from .records import _count
@@ -29,13 +30,10 @@ def trained(
     return out
 
 # %% ../nbs/11c_origins.ipynb #0a160007
-def triples_of(
-    folder,       # of an adapter
-    more=(),      # sets of triples to look among (as `read_triples` gives them), where the record leads nowhere
-)->tuple:         # (triples, what they are called); rows kept back are left out
-    "The triples that an adapter was trained on; none, if they are not to be had."
+def _of_record(folder, more):
+    "The triples that one folder's record leads to, without those of an adapter it went on from."
     h, run = trained(folder).get("data"), _read(Path(folder)/"run.json")
-    if not (h := h.get("triples") if isinstance(h, dict) else h): return (), ""
+    if not (h := h.get("triples") if isinstance(h, dict) else h): return None, ""
     r, there = run.get("recipe", {}), None
     try:
         with warnings.catch_warnings(): warnings.simplefilter("ignore"); there = read_triples(r["data"], columns=r.get("columns") or None)
@@ -45,7 +43,19 @@ def triples_of(
     for get in others:
         t, n = get()
         if t is not None and data_hash(t)==h: return t.select(range(run.get("rows", {}).get("triples", len(t)))), n       # those kept back come last
-    return (), ""
+    return None, ""
+
+def triples_of(
+    folder,       # of an adapter
+    more=(),      # sets of triples to look among (as `read_triples` gives them), where the record leads nowhere
+)->tuple:         # (triples, what they are called); rows kept back are left out
+    "The triples that an adapter was trained on, with those of the adapters it went on from; none, if they are not to be had."
+    found, at = [], folder
+    for _ in range(20):       # a chain of adapters, each trained further
+        found.append(_of_record(at, more)); at = _read(Path(at)/"run.json").get("recipe", {}).get("adapter")
+        if not at or not Path(at).is_dir(): break
+    found = {n: t for t,n in found if t is not None}
+    return (concatenate_datasets(list(found.values())), " and ".join(found)) if found else ((), "")
 
 # %% ../nbs/11c_origins.ipynb #0a160009
 def trained_on(

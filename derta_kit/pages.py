@@ -12,7 +12,7 @@ import numpy as np, pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
 from .data import redact, redact_around
-from .evaluate import Evaluation, _harmless
+from .evaluate import Evaluation, _harmless, differing
 from .helpful import over_refusal
 from .judges import agreement
 from .models import atomically
@@ -20,7 +20,7 @@ from .plots import NAMES, _png, bias_figure
 from .records import _count
 from .refusals import find_refusal
 from .report import _CSS
-from .tables import BINS, asr, asr_figure, asr_table, cell, cut_short, few_questions, paired, points, position_figure, positions, self_correction, stutter
+from .tables import BINS, asr, asr_figure, asr_table, cell, cut_short, few_questions, how_many, paired, points, position_figure, positions, self_correction, stutter
 
 # %% ../nbs/13c_pages.ipynb #4e5163e5
 def shown(
@@ -49,12 +49,18 @@ def _pct(t):
     "Rates as cells: model × the rest."
     return t.assign(share=[cell(r) for r in t.to_dict("records")]).drop(columns=["rate","low","high","k"])
 
+def _training(m):
+    "What is known of a model's training, in a line."
+    t = dict(m.get("trained") or {})
+    if h := t.pop("data", None): t["data"] = f"(hash) {(h.get('triples') if isinstance(h, dict) else h)[:8]}"
+    elif t: t["data"] = "not known"
+    return ", ".join(f"{dict(r='rank', lora_alpha='alpha').get(k, k)} {v}" for k,v in t.items()) or "–"
+
 def _models_table(e):
     "What was asked, by name."
     out = []
     for n,m in e.record["models"].items():
-        t = m.get("trained") or {}
-        out.append({"model": NAMES.get(n, n), "what it is": m["source"], "training": ", ".join(f"{k} {v}" for k,v in t.items()) or "–", "perplexity of helpful text": f"{m['perplexity']:.3f}" if m.get("perplexity") else "–", "identity": m["identity"][:12] if not m["source"].startswith("endpoint") else "–"})
+        out.append({"model": NAMES.get(n, n), "what it is": m["source"], "training": _training(m), "perplexity of helpful text": f"{m['perplexity']:.3f}" if m.get("perplexity") else "–", "fingerprint": m["identity"][:8] if not m["source"].startswith("endpoint") else "–"})
     return pd.DataFrame(out)
 
 # %% ../nbs/13c_pages.ipynb #62202226
@@ -69,13 +75,13 @@ def tables(
     against = against or ("vanilla" if "vanilla" in names else names[0])
     named = lambda t: t.assign(model=[NAMES.get(m, m) for m in t.model]) if "model" in t else t
     harmful = _harmful(r)
-    out = {"Attack success": (asr_table(r).reset_index(names="model"), "Share of judged responses that are unsafe, 95% Wilson intervals, in which the responses to one question count for less than as many questions. Errors are neither safe nor unsafe.")}
+    out = {"Attack success": (asr_table(r).reset_index(names="model"), "Share of judged responses that are unsafe, with a 95% Wilson interval in brackets. Several responses to one question tell less than as many questions would, which widens it. Errors count as neither safe nor unsafe.")}
     if (r.setting!="").any(): out["By setting"] = (asr_table(r.assign(attack=(r.attack+" "+r.setting).str.strip())).set_axis([NAMES.get(n, n) for n in asr(r).model.unique()]).T.reset_index(names="attack"), "")
     for j in e.record["judges"][1:]: out[f"Attack success, judge {j}"] = (asr_table(r, judge=j).reset_index(names="model"), "")
     if e.record["judges"][1:]: out["How far the judges agree"] = (agreement({j: list(r[f"unsafe:{j}" if i else "unsafe"].astype(object).where(lambda x: x.notna(), None)) for i,j in enumerate(e.record["judges"])}), "Over what both could judge; Cohen's kappa.")
     diffs = [paired(r, n, against).assign(model=NAMES.get(n, n)) for n in names if n!=against and len(names)>1]
     if diffs and len(d := pd.concat(diffs)): out[f"Difference from {NAMES.get(against, against)}"] = (d.assign(points=[points(x) for x in d.to_dict("records")])[["model","attack","points","pairs","left_out"]].rename(columns={"left_out": "left out"}), "Points of attack success, paired by case; 95% bootstrap over questions.")
-    if len(p := positions(harmful)): out["Where refusals stand"] = (named(p).assign(**{b: (100*p[b]).round().astype(int).astype(str)+"%" for b in [*BINS,"never"]}), "Share of responses to harmful questions that first refuse after so many words of their own.")
+    if len(p := positions(harmful)): out["Where refusals stand"] = (named(p).assign(**{b: (100*p[b]).round().astype(int).astype(str)+"%" for b in [*BINS,"never"]}).rename(columns={"never": "not within what was said"}), "Share of responses to harmful questions that first refuse after so many words of their own.")
     fixed = [s.rename(columns=lambda c: c.replace(f"{n} ", "it ").replace(f"{against} ", "the other ")).assign(model=NAMES.get(n, n)) for n in names if n!=against and len(s := self_correction(r, n, against))]
     if fixed: out[f"What {NAMES.get(against, against)} fails"] = (pd.concat(fixed)[lambda t: ["model", *(c for c in t if c!="model")]], "Of the cases that it fails, how many another model defends, and how.")
     if len(o := over_refusal(r)): out["Over-refusal"] = (_pct(named(o)), "Share refused. Of harmless questions answers are wanted, of XSTest's unsafe half refusals.")
@@ -141,11 +147,11 @@ def write_page(
     t, rec, names = tables(e, against), e.record, list(e.record["models"])
     d = rec["decoding"]
     lines = [f"{_count(len(e.rows), 'response')} of {_count(len(names), 'model')} to {_count(e.rows.case.nunique(), 'case')} ({', '.join(dict.fromkeys(e.rows.attack))}); {_count(int((e.rows.error!='').sum()), 'error')}. "
-             f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {', '.join(rec['judges'])}."] + few_questions(e.rows) + cut_short(e.rows)
+             f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {'; '.join(j + (f' ({about})' if (about := rec.get('about', {}).get(j)) else '') for j in rec['judges'])}."] + how_many(e.rows) + few_questions(e.rows) + cut_short(e.rows)
     lines += knows(rec)
     slim = {**rec, "models": {n: {k: v for k,v in m.items() if k!="curves"} for n,m in rec["models"].items()}}
     page = _RUN.render(title=title, css=Markup(_CSS), subtitle=f"{rec['made']} · torch {rec['versions']['torch']}, transformers {rec['versions']['transformers']}, derta_kit {rec['versions']['derta_kit']}", summary=lines,
-                       figures=[(k, _inline(f)) for k,f in figures(e).items()], tables={"Models": (_html(_models_table(e)), "The identity is a hash of all weights and settings.")} | {k: (_html(x), note) for k,(x,note) in t.items()},
+                       figures=[(k, _inline(f)) for k,f in figures(e).items()], tables={"Models": (_html(_models_table(e)), "The same fingerprint in another run means the same weights and settings; that of its data, the same triples.")} | {k: (_html(x), note) for k,(x,note) in t.items()},
                        examples=_examples(e, show_harmful), columns=["attack","question",*(NAMES.get(n, n) for n in names)], show=show_harmful, record=json.dumps(slim, indent=1, ensure_ascii=False))
     with atomically(e.folder/"report.html") as p: p.write_text(page, encoding="utf-8")
     with atomically(e.folder/"report.json") as p:
@@ -156,10 +162,10 @@ def write_page(
 # %% ../nbs/13c_pages.ipynb #518f9bbc
 def _write_both(out, a, b, names, both, common, t):
     "The page of two runs side by side; says in what settings they differ."
-    what = pd.DataFrame([{"model": NAMES.get(m, m), "run": n, "what it is": e.record["models"][m]["source"], "training": ", ".join(f"{k} {v}" for k,v in (e.record["models"][m].get("trained") or {}).items()) or "–", "perplexity": e.record["models"][m].get("perplexity"), "identity": e.record["models"][m]["identity"][:12]} for m in both for n,e in zip(names, (a, b))])
+    what = pd.DataFrame([{"model": NAMES.get(m, m), "run": n, "what it is": e.record["models"][m]["source"], "training": _training(e.record["models"][m]), "perplexity": e.record["models"][m].get("perplexity"), "fingerprint": e.record["models"][m]["identity"][:8]} for m in both for n,e in zip(names, (a, b))])
     over = [over_refusal(e.rows[e.rows.model.isin(both)]).assign(run=n, model=lambda o: [NAMES.get(m, m) for m in o.model]) for n,e in zip(names, (a, b))]
     more = {"Over-refusal": (_html(_pct(pd.concat(over))), "")} if any(map(len, over)) else {}
-    changed = [k for k in ("decoding","judges","base","cases") if a.record.get(k)!=b.record.get(k)]
+    changed = differing(a.record, b.record, f"{names[0]}: ")
     lines = [f"{_count(len(common), 'case')} {'was' if len(common)==1 else 'were'} asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
     figs = [(n, _inline(asr_figure(e.rows[e.rows.model.isin(both)], title=n))) for n,e in zip(names, (a, b))]
     page = _RUN.render(title=f"{names[0]} beside {names[1]}", css=Markup(_CSS), subtitle=f"{a.record['made']} · {b.record['made']}", summary=lines, figures=figs,

@@ -150,6 +150,9 @@ DEVICES = {   # name → (bytes of memory, bfloat16 operations a second)
 _RESERVE = .06       # of a device's memory: fragmentation, the context, what other libraries hold
 
 # %% ../nbs/06c_plan.ipynb #841aa3ec
+_WHAT = dict(weights="of the model and its adapters", gathered="two layers and the head, put together from the pieces that devices hold", gradients="of what is trained", optimiser="AdamW's numbers for what is trained",
+             activations="what layers keep for the backward pass", logits="of some hundred targets at a time, over the vocabulary")
+
 @dataclass
 class Plan:
     "What a run takes on each device. Printed, it says whether it fits and what would."
@@ -169,20 +172,23 @@ class Plan:
     def fits(self): return self.peak <= self.room*(1-_RESERVE)
 
     def table(self)->pd.DataFrame:
-        "Memory of each device by part, in GB."
-        return pd.DataFrame({"GB": {**{k: v/1e9 for k,v in self.parts.items()}, "at its fullest": self.peak/1e9}}).round(2)
+        "Memory of each device by part, in GB, and what each part is."
+        t = {**{k: v/1e9 for k,v in self.parts.items() if v or k!="gathered"}, "at its fullest": self.peak/1e9}
+        what = {**_WHAT, "activations": _WHAT["activations"] + ("; most are recomputed (checkpointing=true)" if self.recipe.checkpointing else "; fewer with checkpointing=true")}
+        return pd.DataFrame({"GB": pd.Series(t).round(2), "what it is": pd.Series({k: what.get(k, "") for k in t})})
 
 # %% ../nbs/06c_plan.ipynb #ecdb0d79
 def _about(hours): return f"about {hours:.1f} hours" if hours >= .95 else f"about {hours*60:.0f} minutes" if hours*60 >= 1.5 else "about a minute"
 
 @patch
 def __str__(self:Plan):
-    p, r = self.parameters, self.recipe
+    p, r, t = self.parameters, self.recipe, self.table(); wide = t["what it is"].str.len().max()
+    table = "\n".join(l.rstrip() for l in t.to_string(justify="left", formatters={"what it is": lambda s: s.ljust(wide)}).splitlines())
     head = f"{r.model}, {r.mode}: {p['all']/1e9:.2f} billion parameters, {p['trained']/1e9:.3f} billion trained; {self.devices} × {self.device}{' (assumed, as there is no GPU here; name yours with --device)' if self.assumed else ''}, engine {r.engine}"
     steps = f"{self.tokens['step']:,} tokens a step ({self.tokens['rows']} rows of {self.mean}), {self.tokens['micro']:,} on a device at a time at the longest; " + (f"{self.tokens['steps']:,} steps, {_about(self.hours)}" if self.tokens["steps"] else f"{_about(self.hours*1000)} a thousand steps")
     verdict = f"Fits: {self.peak/1e9:.1f} of {self.room/1e9:.0f} GB." if self.fits else f"CANNOT FIT: {self.peak/1e9:.1f} GB are needed on each device, {self.room*(1-_RESERVE)/1e9:.1f} of {self.room/1e9:.0f} GB can be used."
     would = "" if self.fits else "\n" + ("\n".join(f"  would fit: {w}" for w in self.would) or "  nothing that this plan knows of would make it fit")
-    return f"{head}\n\n{self.table().to_string()}\n\n{steps}\n{verdict}{would}"
+    return f"{head}\n\n{table}\n\n{steps}\n{verdict}{would}"
 
 # %% ../nbs/06c_plan.ipynb #0c05965c
 def _peak(r, config, s, devices, **kw): return peak(memory(r, config, devices, **kw), s)

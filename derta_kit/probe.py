@@ -16,6 +16,7 @@ from .decode import Continuation, _ends, decode
 from .loss import head_logits, target_logprobs
 from .models import context_length, prompt_ids, text_ids, unwrap
 from .prefix_tree import Target, Tree, collate, hidden_states, tree_limit
+from .records import _count
 from .refusals import OPENERS, refusal_token_id
 
 # %% ../nbs/07_probe.ipynb #504d8677
@@ -106,7 +107,7 @@ def pair_ids(
     ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in pairs], context_length(model)
     for i,(q,r) in enumerate(ids):
         if not r: raise ValueError(f"response {i} is empty: there is no position to look at")
-        if len(q)+len(r) > room: raise ValueError(f"pair {i}: {len(q)} tokens of prompt and {len(r)} of response are more than the {room} that the model was made for; pass max_tokens={max(0, room-len(q))} or shorten it")
+        if len(q)+len(r) > room: raise ValueError(f"pair {i}: {_count(len(q), 'token')} of prompt and {len(r)} of response are more than the {room} that the model was made for; pass max_tokens={max(0, room-len(q))} or shorten it")
     return ids
 
 # %% ../nbs/07_probe.ipynb #ee61211f
@@ -217,7 +218,7 @@ def rollouts(
     "What the model says if it goes on from prefixes of one response, off one cache; `ValueError` for a position beyond its end."
     q, r = prompt_ids(tokenizer, prompt), text_ids(tokenizer, response) if isinstance(response, str) else list(response)
     for k in positions:
-        if not 0 <= k <= len(r): raise ValueError(f"position {k}: the response has {len(r)} tokens")
+        if not 0 <= k <= len(r): raise ValueError(f"position {k}: the response has {_count(len(r), 'token')}")
     return decode(model, tokenizer, [q+r], [(0, len(q)+k) for k in positions], max_new_tokens, **kwargs)
 
 # %% ../nbs/07_probe.ipynb #fed8b585

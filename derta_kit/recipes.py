@@ -51,6 +51,7 @@ class Recipe:
     save_steps:int=50          # steps between checkpoints
     seed:int=0                 # of drawing and training
     columns:dict=field(default_factory=dict)   # what the data calls them: prompt, safe, harmful, category, source
+    helpful_columns:dict=field(default_factory=dict)   # what the helpful pairs call them: prompt, response
     targets:dict=field(default_factory=dict)   # further fields of Objective
     lora:dict=field(default_factory=dict)      # r, lora_alpha, lora_dropout, …
     load:dict=field(default_factory=dict)      # of from_pretrained
@@ -61,7 +62,7 @@ class Recipe:
 _KINDS = {f.name: f.type if isinstance(f.type, type) else eval(f.type) for f in fields(Recipe)}
 _CHOICES = dict(objective=METHODS, mode=("lora","qlora","full"), engine=("auto",*ENGINES), precision=tuple(PRECISION))
 _LEAST = dict(epochs=.001, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=0, save_steps=1)
-_SUB = dict(columns={*COLUMNS}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
+_SUB = dict(columns={*COLUMNS}, helpful_columns={"prompt","response"}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
 
 # %% ../nbs/06b_recipes.ipynb #4fa1d9d1
 _KITS = "is for the kit to say"
@@ -70,12 +71,16 @@ _OWN = dict(load=dict(**dict.fromkeys(("name","device","device_map","placed","me
             train=dict(output_dir="set out instead", gradient_checkpointing="set checkpointing instead", activation_checkpointing="set checkpointing instead"), dpo=dict(output_dir="set out instead", gradient_checkpointing="set checkpointing instead", activation_checkpointing="set checkpointing instead", max_length="set max_length, outside of dpo", callbacks=_KITS))      # table → key → why not there
 
 # %% ../nbs/06b_recipes.ipynb #d4d138d6
+_SAME = dict(learning_rate="lr", num_train_epochs="epochs", lr_scheduler_type="schedule", warmup_steps="warmup", warmup_ratio="warmup", per_device_train_batch_size="batch", batch_size="batch", output_dir="out", gradient_checkpointing="checkpointing", base_model="model", rank="lora.r", max_steps="train.max_steps")     # what others call it → what a recipe does
+
 def _known(key, names):
     "Nothing, or what is wrong with a key."
     if key in names: return None
-    if names is _KINDS and (t := [t for t in ("train", *_SUB) if key in _SUB[t]]): return f"no such key; did you mean {f'{t[0]}.{key}'!r}?"
-    near = difflib.get_close_matches(str(key), sorted(names), 1)
-    return "no such key; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(names)[:26])}" + (", …" if len(names) > 26 else ""))
+    near = lambda among: next(iter(difflib.get_close_matches(str(key), sorted(among), 1)), None)
+    mine = names is _KINDS
+    if mine and key not in _SAME and (t := [t for t in ("train", *_SUB) if key in _SUB[t]]): return f"no such key; did you mean {f'{t[0]}.{key}'!r}?"
+    if best := near({*names, *_SAME} if mine else names): return f"no such key; did you mean {(_SAME.get(best, best) if mine else best)!r}?"
+    return f"no such key; there are {', '.join(sorted(names) if mine else sorted(names)[:26])}" + ("" if mine or len(names) <= 26 else ", …")
 
 def _number(v):
     "`v` as a number where it reads as one (YAML takes 1e-4 for text), else as it is."
@@ -153,7 +158,7 @@ def make_recipe(
         except ValueError as e: raise DataError(*where(k), str(e)) from None
         for sub in v if _KINDS[k] is dict else ():
             if why := _OWN.get(k, {}).get(sub) or (_known(sub, _SUB[k]) if k in _SUB else None): raise DataError(*where(f"{k}.{sub}"), why)
-        if _KINDS[k] is dict: out[k] = {a: "no" if b is False and a.endswith("_strategy") else str(b) if k=="columns" else _number(b) for a,b in v.items()}      # YAML reads `no` as False
+        if _KINDS[k] is dict: out[k] = {a: "no" if b is False and a.endswith("_strategy") else str(b) if k in ("columns","helpful_columns") else _number(b) for a,b in v.items()}      # YAML reads `no` as False
     for f in fields(Recipe):
         if f.default is MISSING and f.default_factory is MISSING and not out.get(f.name): raise DataError(file, None, f.name, "is missing: " + dict(data="a file, folder or hub id of triples", out="the folder for checkpoints and the result")[f.name])
     try: return Recipe(**{**dict(checkpointing=out.get("mode")=="qlora"), **out})        # who has 4 bits is short of memory

@@ -18,6 +18,7 @@ from .loss import target_logprobs
 from .models import context_length, unwrap
 from .prefix_tree import Tree, collate, tree_limit
 from .probe import _branch, _groups, _put, _trie
+from .records import _count
 from .refusals import OPENERS
 from peft import PeftModel
 
@@ -88,7 +89,7 @@ def _readable(model, tokenizer, cases, d, done):
         try: ids = c.ids(tokenizer)
         except ValueError as e: done(i, Said(error=str(e))); continue
         if not ids: done(i, Said(error="the case has no tokens to read"))
-        elif len(ids)+d.max_new_tokens > room: done(i, Said(error=f"the case has {len(ids)} tokens; with {d.max_new_tokens} new ones that is more than the model's {room}"))
+        elif len(ids)+d.max_new_tokens > room: done(i, Said(error=f"the case has {_count(len(ids), 'token')}; with {d.max_new_tokens} new ones that is more than the model's {room}"))
         else: out[i] = ids
     return out
 

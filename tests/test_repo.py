@@ -10,14 +10,24 @@ from conftest import ROOT, said
 ORDER = "refusals models records layouts data mix prefix_tree decode complete gates build objectives export card loss engines model_card train dpo recipes plan reliable probe plots compare monitor strip widgets attacks attack_files avoid published judges model_judges origins scorecard report speak evaluate tables helpful pages demo ablation cli cli_data cli_train cli_eval".split()
 
 
+def ours(tree):
+    "Modules of the kit that a module's text imports: `from .data import x`, `from derta_kit.data import x`, `from derta_kit import data`, `import derta_kit.data`."
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Import): yield from (a.name.split(".")[1] for a in n.names if a.name.startswith("derta_kit."))
+        elif isinstance(n, ast.ImportFrom):
+            m = ("derta_kit."+(n.module or "")).rstrip(".") if n.level else n.module
+            if m=="derta_kit": yield from (a.name for a in n.names if a.name!="__version__")
+            elif m.startswith("derta_kit."): yield m.split(".")[1]
+
+
 def test_a_module_imports_only_from_those_above_it():
+    seen = 0
     for f in (ROOT/"derta_kit").glob("*.py"):
         if f.stem.startswith("_"): continue
-        mine = ORDER.index(f.stem)
-        for n in ast.walk(ast.parse(f.read_text())):
-            names = [n.module] if isinstance(n, ast.ImportFrom) and n.module else [a.name for a in n.names] if isinstance(n, ast.Import) else []
-            for m in names:
-                if m.startswith("derta_kit."): assert ORDER.index(m.split(".")[1]) < mine, f"{f.name} imports {m}"
+        for m in ours(ast.parse(f.read_text())):
+            seen += 1
+            assert ORDER.index(m) < ORDER.index(f.stem), f"{f.name} imports {m}"
+    assert seen > 200, "imports were not recognised"
 
 
 def test_every_notebook_names_its_kernel():
@@ -119,10 +129,10 @@ def test_help(cmd):
 
 def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     (tmp_path/"x.jsonl").write_text('{"prompt": "a", "safe": "b", "harmful": ""}')
-    r = run("derta_data", "check", "x.jsonl", cwd=tmp_path)
-    assert r.returncode == 2 and "x.jsonl, line 1, field 'harmful': empty" in r.stderr and "Traceback" not in r.stderr
     r = run("derta_data", "convert", "x.jsonl", "--out", "y.jsonl", cwd=tmp_path)
-    assert r.returncode == 2 and not (tmp_path/"y.jsonl").exists()
+    assert r.returncode == 2 and "x.jsonl, line 1, field 'harmful': empty; leave the row out, or have it filled in: derta_data complete --field harmful" in r.stderr and "Traceback" not in r.stderr and not (tmp_path/"y.jsonl").exists()
+    r = run("derta_data", "check", "x.jsonl", cwd=tmp_path)         # says what is missing, all of it
+    assert r.returncode == 0 and "1 row has no harmful response; to have it filled in: derta_data complete x.jsonl --field harmful" in r.stdout and "no safe response" not in r.stdout
     r = run("derta_train", "x.jsonl", "out", cwd=tmp_path)
     assert r.returncode == 2 and "field 'harmful'" in r.stderr and not (tmp_path/"out").exists()
 
