@@ -14,7 +14,7 @@ from transformers import MinNewTokensLengthLogitsProcessor
 from .data import redact
 from .decode import _ends, decode
 from .models import prompt_ids, text_ids, unwrap
-from .records import DataError, _count, file_rows
+from .records import DataError, RowNumber, _count, file_rows
 from .refusals import OPENERS
 
 # %% ../nbs/10_attacks.ipynb #c1159e38
@@ -71,9 +71,9 @@ def _rows(questions, need=("prompt",)):
     if not rows: raise ValueError("no questions")
     for i,r in enumerate(rows):
         for f in need:
-            if f not in r: raise DataError("questions", i+1, f, f"missing; the row has {', '.join(map(str, r)) or 'nothing'}")
-            if not isinstance(r[f], str): raise DataError("questions", i+1, f, f"expected text, found {type(r[f]).__name__}")
-            if not r[f].strip(): raise DataError("questions", i+1, f, "empty")
+            if f not in r: raise DataError("questions", RowNumber(i+1), f, f"missing; the row has {', '.join(map(str, r)) or 'nothing'}")
+            if not isinstance(r[f], str): raise DataError("questions", RowNumber(i+1), f, f"expected text, found {type(r[f]).__name__}")
+            if not r[f].strip(): raise DataError("questions", RowNumber(i+1), f, "empty")
     return rows
 
 # %% ../nbs/10_attacks.ipynb #21349e77
@@ -282,7 +282,7 @@ def attack(
     **options        # of the attack
 )->list[Case]:
     "What a model is given under an attack, a case for each question and setting; `ValueError` for a name that is not known, or an option that is missing."
-    if name not in ATTACKS: raise ValueError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)} (pair, autodan and release come with derta_kit.attack_files)")
+    if name not in ATTACKS: raise ValueError(f"attack {name!r}: use {', '.join(ATTACKS)} (pair, autodan and release come with derta_kit.attack_files)")
     try: inspect.signature(ATTACKS[name]).bind(questions, **options)
     except TypeError as e: raise ValueError(f"attack {name!r}: {e}") from None
     return ATTACKS[name](questions, **options)

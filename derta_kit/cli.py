@@ -63,7 +63,7 @@ def _act(prog, actions, usage, stopped, argv):
     if not argv or argv[0] in ("-h","--help"): return print(usage.format("\n".join(f"  {k:10s}{f.__doc__}" for k,f in actions.items())))
     f = actions.get(argv[0])
     with polite(stopped, inspect.signature(f).parameters if f else ()):
-        if not f: raise ValueError(f"{argv[0]!r} is no action; use {', '.join(actions)}")
+        if not f: raise ValueError(f"action {argv[0]!r}: use {', '.join(actions)}")
         given = _options(f, argv[1:], f"{prog} {argv[0]}")
         _there(*(v for k in ("source","helpful","questions","demos","templates","xstest") if (v := given.get(k)) and (k,v)!=("questions","demo")), runs=[given[k] for k in ("run","a","b") if k in given])
         f(**given)
@@ -112,8 +112,7 @@ def _probe(
         from derta_kit.probe import refusal_curve
         from derta_kit.refusals import OPENERS
         c = refusal_curve(*models.load(model, adapter=adapter or None), prompt, response, openers=OPENERS)
-        f = c.to_frame()
-        if not show_harmful: f["token"] = [re.sub(r"\S", "▒", t) for t in f.token]
+        f = c.to_frame(show_harmful)
         print(f"{f.to_string(float_format='%.3g')}\n\nprob, rank: of {c.word!r} as the next token; logp: of the response's own token, in nats; opener_mass: of any of {len(OPENERS)} ways to begin a refusal, such as {OPENERS[1]!r}\n"
               f"P({c.word!r}): {c.prob[0]:.3g} at the start, {c.prob[2:].mean() if len(c.prob) > 2 else float('nan'):.3g} from token 2 on")
         if out:

@@ -95,7 +95,7 @@ def data_complete(
     backend = None if wordings else C.Endpoint(url, model, concurrency, tokenizer=_tokenizer(tokenizer) if tokenizer else None) if url else C.Local(*models.load(model))
     done = C.complete(ds, field, backend, f"{out}.answers.sqlite" if backend else None, seed, max_new_tokens, failed=failed)
     write_jsonl(done, out); print(f"{len(done)-len(failed)} of {_count(len(done), 'row')} {'has' if len(done)-len(failed)==1 else 'have'} one now, written: {out}" + ("\nThe same command asks again for those that failed." if failed else ""))
-    if lost := [(i,why) for i,why in failed if why not in C._AGAIN]: raise ValueError(f"{len(lost)} of {_count(len(ds), 'row')} got no answer, the first is row {lost[0][0]}: {lost[0][1]}")
+    if lost := [(i,why) for i,why in failed if why not in C._AGAIN]: raise ValueError(f"{len(lost)} of {_count(len(ds), 'row')} got no answer, the first is row {lost[0][0]+1}: {lost[0][1]}")
 
 # %% ../nbs/14a_data_cli.ipynb #9ed58b75
 def data_gate(

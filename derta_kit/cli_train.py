@@ -45,7 +45,7 @@ def parse(
         if k in a: a[k] = _columns(a[k], k)
     values, lines = _parse(Path(file).read_text(encoding="utf-8"), file) if Path(file).suffix in (".yaml",".yml") else (dict(data=file), {})
     if rest["plan"]: values.setdefault("out", "planned")        # nothing is written
-    return make_recipe({**values, **a}, file, lines, rest.pop("set"), set(a)), rest
+    return make_recipe({**values, **a}, file if lines else "derta_train", lines, rest.pop("set"), set(a)), rest
 
 # %% ../nbs/14b_train_cli.ipynb #a0a1666c
 def _data(r):
@@ -100,7 +100,7 @@ def _keep(r, tr, hashes, rows, world):
     "Write `run.json`, unless it tells of this very end already."
     from derta_kit import models, recipes as R
     from derta_kit.engines import engine_of
-    from derta_kit.report import record
+    from derta_kit.reliable import record
     path, steps = Path(r.out)/"run.json", tr.state.global_step
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["steps"] == steps: print(f"nothing was left to train: {r.out}"); return
     target = dict(name="dpo", beta=tr.beta) if r.objective=="dpo" else vars(R.targets(r))

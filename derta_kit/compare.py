@@ -97,9 +97,11 @@ class Comparison:
         "One quantity of one model, response by response."
         return self.kl[name] if what=="kl" else self.recheck[name] if what=="recheck" else [getattr(c, what) for c in self.curves[name]]
 
-    def to_frame(self)->pd.DataFrame:
+    def to_frame(self,
+        show_harmful:bool=False,   # leave the responses' tokens readable
+    )->pd.DataFrame:
         "A row a model, response and position."
-        return pd.concat([c.to_frame().assign(model=n, response=i, **({"kl": self.kl[n][i]} if n in self.kl else {}), **({"recheck": self.recheck[n][i]} if n in self.recheck else {})).reset_index()
+        return pd.concat([c.to_frame(show_harmful).assign(model=n, response=i, **({"kl": self.kl[n][i]} if n in self.kl else {}), **({"recheck": self.recheck[n][i]} if n in self.recheck else {})).reset_index()
                           for n,cs in self.curves.items() for i,c in enumerate(cs)], ignore_index=True)
 
     def __repr__(self): return f"Comparison of {', '.join(self.curves)} over {_count(len(next(iter(self.curves.values()))), 'response')}"

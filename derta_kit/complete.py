@@ -287,6 +287,6 @@ def complete(
     if left := [i for i in todo if i not in new]:
         failed += [(i, why[i]) for i in left]
         most = Counter(why[i] for i in left).most_common(5)
-        warnings.warn(f"{len(left)} of {len(rows)} rows still {'has' if len(left)==1 else 'have'} no {field} response ({', '.join(f'{n} × {w}' for w,n in most)[:600]}); the first is row {left[0]}: {rows[left[0]]['prompt'][:80]!r}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{len(left)} of {len(rows)} rows still {'has' if len(left)==1 else 'have'} no {field} response ({', '.join(f'{n} × {w}' for w,n in most)[:600]}); the first is row {left[0]+1}: {rows[left[0]]['prompt'][:80]!r}", RuntimeWarning, stacklevel=2)
     columns = ["prompt","response","kind"] if field=="response" else COLUMNS
     return table(({c: (new.get(i) if c==field and i in new else r.get(c)) or "" for c in columns} for i,r in enumerate(rows)), columns)

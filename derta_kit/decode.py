@@ -146,7 +146,7 @@ def decode(
     "Continue each point; greedy text as `generate` gives it, one prompt at a time; `ValueError` for a point outside its row."
     points = [(i, len(r)) for i,r in enumerate(rows)] if points is None else list(points)
     for i,n in points:
-        if not 0 < n <= len(rows[i]): raise ValueError(f"row {i} has {len(rows[i])} tokens, it cannot be continued after {n}")
+        if not 0 < n <= len(rows[i]): raise ValueError(f"row {i+1} has {len(rows[i])} tokens, it cannot be continued after {n}")
     if processors and len(processors)!=len(points): raise ValueError(f"{len(processors)} processors for {len(points)} points")
     was, out, bar = model.training, [None]*len(points), tqdm(total=len(points), desc=desc, disable=desc is None, unit="row")
     model.eval()

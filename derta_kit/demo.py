@@ -15,7 +15,8 @@ from .scorecard import scorecard
 from .mix import mixed
 from .models import atomically, cache_dir, fast_dtype, load
 from .objectives import TreeDataset, objective
-from .report import demo_table, goals, record, redacted, write_report
+from .reliable import record
+from .report import demo_table, goals, redacted, write_report
 from .reliable import claim
 from .train import fine_tune
 from transformers import set_seed

@@ -38,15 +38,15 @@ def choose_engine(
     world_size:int,     # processes
     env=None,           # variables that a launcher sets; default: those of this process
 )->str:
-    "The engine of a run, or an `EngineError` that says what is missing."
+    "The engine of a run, or an `EngineError` that says what is missing; `ValueError` for a name that is none."
     there = launched(world_size, env)
-    if asked not in (*ENGINES, "auto"): raise ValueError(f"engine={asked!r}: use {', '.join(ENGINES)} or auto")
+    if asked not in (*ENGINES, "auto"): raise ValueError(f"engine={asked!r}: use {', '.join(ENGINES)}, auto")
     engine = there if asked=="auto" else asked
     if engine!="single" and world_size < 2: raise EngineError(f"engine {engine} needs several processes, and this is one: start with `torchrun --nproc_per_node=2 …`, or ask for engine=single")
     if engine=="single" and world_size > 1: raise EngineError(f"engine single is one process, and there are {world_size}: start without torchrun, or ask for engine=ddp")
     if there in ("fsdp2","zero3") and engine!=there: raise EngineError(f"engine {engine} was asked for, and the launcher has set up {there}: pass another accelerate configuration, or ask for engine={there}")
     if engine=="zero3" and there!="zero3": raise EngineError("engine zero3 is set up by its launcher: `accelerate launch --config_file scripts/accelerate/zero3.yaml …`")
-    if engine=="zero3" and not importlib.util.find_spec("deepspeed"): raise EngineError("engine zero3 needs DeepSpeed, which is not installed here: pip install deepspeed, or ask for engine=fsdp2")
+    if engine=="zero3" and not importlib.util.find_spec("deepspeed"): raise EngineError("engine zero3 needs DeepSpeed, which is not installed here: pip install deepspeed, or in the kit's folder pip install '.[cluster]'; or ask for engine=fsdp2")
     return engine
 
 # %% ../nbs/05b_engines.ipynb #d573a816

@@ -22,7 +22,7 @@ from .origins import trained, trained_on
 from .probe import refusal_curves
 from .records import _count
 from .refusals import find_refusal, stutters
-from .report import record
+from .reliable import record
 from .scorecard import perplexity
 from .speak import Decoding, Recheck, Said, guarded, identity, say, say_served
 

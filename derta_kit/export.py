@@ -7,9 +7,11 @@ __all__ = ['release_rows', 'preference_rows', 'completion_rows', 'label_rows']
 
 # %% ../nbs/04b_export.ipynb #11c959de
 import random, re
+from .layouts import _filled
 from .models import prompt_ids, response_end, text_ids
 from .objectives import Objective, TreeDataset
 from .prefix_tree import plain
+from .records import DataError, RowNumber
 
 # %% ../nbs/04b_export.ipynb #b6e32f90
 _END = "<|end_of_text|>"
@@ -21,10 +23,8 @@ def release_rows(
     third:bool=True,   # every third prefix is empty, as released; else all are drawn
 ):                     # yields dicts with prefix, text, safe
     "Rows in the DeRTa release's training layout. k is drawn by row and seed: 0 for every third row, else uniform in 1..n−2 words of r̂; `ValueError` for a row with a gap, or a prompt that holds the layout's mark."
-    for i,t in enumerate(triples):
-        for c in ("prompt","safe","harmful"):
-            if not t[c]: raise ValueError(f"row {i}: no {c}; complete it first")
-        if re.search(r"\[\\?/?INST\]", t["prompt"]): raise ValueError(f"row {i}: the prompt holds the layout's own mark [INST]; it could not be read back")
+    for i,t in _filled(triples, ("prompt","safe","harmful")):
+        if re.search(r"\[\\?/?INST\]", t["prompt"]): raise DataError("triples", RowNumber(i+1), "prompt", "holds the layout's own mark [INST]; it could not be read back")
         q, words = f"[INST] {t['prompt']} [\\INST]", t["harmful"].split(" ")
         yield dict(prefix=q, text=f" {t['harmful']}{_END}", safe="true")
         k = 0 if (third and i%3==0) or len(words) < 3 else random.Random(f"{seed}/{i}").randint(1, len(words)-2)
@@ -37,9 +37,7 @@ def preference_rows(
 ):
     "prompt, chosen, rejected, as conversations: TRL's DPO takes them as they are. The rejected response is the harmful one; `ValueError` for a row with a gap."
     say = lambda role, text: [dict(role=role, content=text)]
-    for i,t in enumerate(triples):
-        for c in ("prompt","safe","harmful"):
-            if not t[c]: raise ValueError(f"row {i}: no {c}; complete it first")
+    for i,t in _filled(triples, ("prompt","safe","harmful")):
         yield dict(prompt=say("user", t["prompt"]), chosen=say("assistant", t["safe"]), rejected=say("assistant", t["harmful"]))
 
 # %% ../nbs/04b_export.ipynb #3954823f
@@ -55,15 +53,13 @@ def completion_rows(
     def row(name, q, h, r):
         text = tokenizer.decode(prompt_ids(tokenizer, q))
         if ids(text) != prompt_ids(tokenizer, q) or any(ids(x) != text_ids(tokenizer, x) for x in (h, r)):
-            raise ValueError(f"{name}: holds text that the tokenizer takes for special tokens, and TRL would train on them as such; take it out, or use label_rows")
+            raise DataError(*name, None, "holds text that the tokenizer takes for special tokens, and TRL would train on them as such; take it out, or use label_rows")
         return dict(prompt=text+h, completion=(" " if h else "")+r+end)
-    for i,t in enumerate(triples):
-        for c in ("prompt","safe") if empty >= 1 else ("prompt","safe","harmful"):
-            if not t[c]: raise ValueError(f"row {i}: no {c}; complete it first")
+    for i,t in _filled(triples, ("prompt","safe") if empty >= 1 else ("prompt","safe","harmful")):
         rng, h = random.Random(f"{seed}/{i}"), text_ids(tokenizer, t["harmful"])
         k = 0 if rng.random() < empty else rng.randint(0, len(h))
-        yield row(f"row {i}", t["prompt"], tokenizer.decode(h[:k]).rstrip("\ufffd"), t["safe"])
-    for i,t in enumerate(helpful): yield row(f"helpful row {i}", t["prompt"], "", t["response"])
+        yield row(("triples", RowNumber(i+1)), t["prompt"], tokenizer.decode(h[:k]).rstrip("\ufffd"), t["safe"])
+    for i,t in enumerate(helpful): yield row(("helpful", RowNumber(i+1)), t["prompt"], "", t["response"])
 
 # %% ../nbs/04b_export.ipynb #449a6aa9
 def label_rows(
@@ -74,7 +70,7 @@ def label_rows(
     for n in range(len(dataset)):
         for row in plain(dataset[n]):
             node = row.nodes[0]
-            if any(t.weight != 1 for t in node.targets): raise ValueError(f"row {n}: a target has a weight other than 1, which labels cannot carry; use mle_weight=1 and rto_weight=1")
+            if any(t.weight != 1 for t in node.targets): raise ValueError(f"row {n+1}: a target has a weight other than 1, which labels cannot carry; use mle_weight=1 and rto_weight=1")
             ids = node.ids + end*(max(t.i for t in node.targets)==len(node.ids))       # a label needs a position; what stands there is seen by nothing
             labels = [-100]*len(ids)
             for t in node.targets: labels[t.i] = t.id

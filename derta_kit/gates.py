@@ -87,7 +87,7 @@ def near_duplicates(
     batch:int=500,        # texts hashed at one time
     desc:str|None=None,   # shown beside the progress bar; no bar without it
 )->dict:                  # row → the earlier row it nearly repeats
-    "Rows that are nearly an earlier row; MinHash misses about one in ten of those that are just at the threshold; `ValueError` for a threshold that is no similarity."
+    "Rows that are nearly an earlier row, by MinHash (Broder 1997); it misses about one in ten of those that are just at the threshold; `ValueError` for a threshold that is no similarity."
     if not 0 < threshold <= 1: raise ValueError(f"threshold={threshold}: give a similarity above 0 and up to 1")
     if not n: return {}
     with tempfile.TemporaryFile() as f:
@@ -144,9 +144,9 @@ class Gated:
     "What came of a set of triples."
     kept:object            # Dataset
     table:pd.DataFrame     # a row a gate: rows flagged, rows dropped
-    flags:dict             # row number → names of the gates it does not pass
-    dropped:list           # row numbers
-    why:dict               # row number → what it repeats or gives away
+    flags:dict             # index of a row → names of the gates it does not pass
+    dropped:list           # indices of rows
+    why:dict               # index of a row → what it repeats or gives away; rows are counted from 1 there, as in dropped.jsonl
 
     def __repr__(self): return self.table.to_string()
     def _repr_html_(self): return self.table.to_html(float_format="{:.1%}".format)
@@ -166,7 +166,7 @@ def _flags(ds, seen, threshold, desc, **kwargs):
     bar.close()
     def text(s): b = ds[s]; return [f"{p}\n{h}" for p,h in zip(b["prompt"], b["harmful"])]
     for i,j in near_duplicates(text, len(ds), threshold, desc=desc and f"{desc}: near-duplicates").items():
-        flags.setdefault(i, []).append("duplicate"); why.setdefault(i, f"row {j}")
+        flags.setdefault(i, []).append("duplicate"); why.setdefault(i, f"row {j+1}")
     return flags, why
 
 # %% ../nbs/03d_gates.ipynb #88d89305
@@ -191,12 +191,12 @@ def gate(
     **kwargs               # of `row_gates`
 )->Gated:
     "Flag every row by every gate, drop what `drop` names, and say so; `ValueError` for a name that no gate has."
-    if wrong := set(drop)-set(GATES): raise ValueError(f"no gate is called {', '.join(sorted(wrong))}; there are {', '.join(GATES)}")
+    if wrong := set(drop)-set(GATES): raise ValueError(f"drop={', '.join(sorted(wrong))!r}: use {', '.join(GATES)}")
     flags, why = _flags(ds, Contamination(evaluation_sets() if sets is None else sets), threshold, desc, **kwargs)
     dropped = sorted(i for i,f in flags.items() if set(f) & set(drop))
     t, gone = _table(flags, dropped, drop, len(ds)), set(dropped)
     kept = ds.select([i for i in range(len(ds)) if i not in gone]) if gone else ds
     if out is not None:
-        write_jsonl((dict(row=i, why=flags[i], note=why.get(i,""), **{**ds[i], "harmful": redact(ds[i]["harmful"], show_harmful)}) for i in dropped), Path(out)/"dropped.jsonl")
+        write_jsonl((dict(row=i+1, why=flags[i], note=why.get(i,""), **{**ds[i], "harmful": redact(ds[i]["harmful"], show_harmful)}) for i in dropped), Path(out)/"dropped.jsonl")
         with atomically(Path(out)/"gates.json") as p: p.write_text(json.dumps(dict(rows=len(ds), kept=len(kept), gates=t[["flagged","dropped"]].to_dict("index")), indent=1), encoding="utf-8")
     return Gated(kept, t, flags, dropped, why)

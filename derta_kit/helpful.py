@@ -7,11 +7,12 @@ __all__ = ['xstest_cases', 'harmless_cases', 'over_refusal', 'local_tasks', 'lm_
 
 # %% ../nbs/12e_helpful.ipynb #680d8a23
 import json, re
+from itertools import islice
 from pathlib import Path
 import pandas as pd
 from .attacks import Case
 from .models import atomically
-from .records import records
+from .records import DataError, records
 from .scorecard import rate
 
 # %% ../nbs/12e_helpful.ipynb #0539cae9
@@ -21,9 +22,9 @@ def xstest_cases(
 )->list[Case]:          # attack "xstest", setting "safe" or "unsafe"
     "XSTest's prompts (arXiv 2308.01263) as cases, to be asked among the others; `ValueError` names the column or line that is wrong."
     try: t = pd.read_csv(path)
-    except (OSError, ValueError) as e: raise ValueError(f"{path}: not a CSV file that can be read ({e})") from None
-    if miss := {"prompt","label"} - set(t.columns): raise ValueError(f"{path}: no column {', '.join(sorted(miss))}; it has {', '.join(t.columns)}")
-    if bad := sorted(set(t.label) - {"safe","unsafe"}, key=str): raise ValueError(f"{path}, line {t.index[t.label.isin(bad)][0]+2}, field 'label': {bad[0]!r}; use safe or unsafe")
+    except (OSError, ValueError) as e: raise DataError(path, None, None, f"not a CSV file that can be read ({e})") from None
+    if miss := sorted({"prompt","label"} - set(t.columns)): raise DataError(path, None, miss[0], f"missing; the file has {', '.join(t.columns)}")
+    if bad := sorted(set(t.label) - {"safe","unsafe"}, key=str): raise DataError(path, t.index[t.label.isin(bad)][0]+2, "label", f"{bad[0]!r}: use safe, unsafe")
     return [Case("xstest", l, p, p) for l in ("safe","unsafe") for p in t.prompt[t.label==l].iloc[::every]]
 
 # %% ../nbs/12e_helpful.ipynb #3ac2fe60
@@ -43,11 +44,11 @@ def over_refusal(
     return pd.DataFrame(out, columns=["model","set","wanted","rate","low","high","k","n","errors"])
 
 # %% ../nbs/12e_helpful.ipynb #8ad92352
-def _mmlu_row(i, r):
+def _mmlu_row(file, line, r):
     "An MMLU question of the DeRTa release, with its options in a list."
     stem, _, rest = r["question"].partition("-options\n")
     opts = re.findall(r"^-\([A-D]\) (.*?)\s*(?=^-\([A-D]\) |\Z)", rest, re.M | re.S)
-    if len(opts)!=4 or r["answer"] not in "ABCD": raise ValueError(f"question {i}: not a question with options (A) to (D) and one of them as answer")
+    if len(opts)!=4 or r["answer"] not in "ABCD": raise DataError(file, line, "question", "not a question with options (A) to (D) and one of them as answer")
     return dict(question=stem.rstrip("-\n "), choices=opts, answer="ABCD".index(r["answer"]))
 
 # %% ../nbs/12e_helpful.ipynb #63e70606
@@ -59,6 +60,14 @@ _TASKS = dict(
               metric_list=[dict(metric="acc", aggregation="mean", higher_is_better=True)]))
 
 # %% ../nbs/12e_helpful.ipynb #b6ac6bb6
+def _questions(path, n):
+    "(file, line, row) of the first `n` questions with their answers."
+    for f,l,r in islice(records(path), n):
+        if isinstance(r, DataError): raise r
+        for c in ("question","answer"):
+            if not isinstance(r.get(c), str): raise DataError(f, l, c, "missing, or no text")
+        yield f, l, r
+
 def local_tasks(
     folder,             # where the task files go
     n:int|None=None,    # only the first n questions of each
@@ -67,9 +76,8 @@ def local_tasks(
     "Tasks for lm-eval around questions on disk, zero-shot; `ValueError` for a question that is not in the release's layout."
     folder, names = Path(folder).absolute(), []
     for k,path in files.items():
-        if k not in _TASKS: raise ValueError(f"{k}: use {' or '.join(_TASKS)}")
-        rows = [r for _,_,r in records(path)][:n]
-        rows = [_mmlu_row(i, r) for i,r in enumerate(rows)] if k=="mmlu" else [dict(question=r["question"], answer=r["answer"]) for r in rows]
+        if k not in _TASKS: raise ValueError(f"task {k!r}: use {', '.join(_TASKS)}")
+        rows = [_mmlu_row(f, l, r) if k=="mmlu" else dict(question=r["question"], answer=r["answer"]) for f,l,r in _questions(path, n)]
         with atomically(folder/f"{k}.jsonl") as p: p.write_text("".join(json.dumps(r, ensure_ascii=False)+"\n" for r in rows), encoding="utf-8")
         task = dict(task=f"local_{k}", dataset_path="json", dataset_kwargs=dict(data_files=dict(test=str(folder/f"{k}.jsonl"))), test_split="test", num_fewshot=0, metadata=dict(version=1), **_TASKS[k])
         with atomically(folder/f"local_{k}.yaml") as p: p.write_text(json.dumps(task, indent=1), encoding="utf-8")     # JSON is YAML

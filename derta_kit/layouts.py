@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from fastcore.basics import patch
-from .records import DataError
+from .records import DataError, RowNumber
 
 # %% ../nbs/01c_layouts.ipynb #57717a80
 @dataclass(frozen=True)
@@ -26,6 +26,18 @@ class Triple:
 COLUMNS = [f.name for f in fields(Triple)]
 
 # %% ../nbs/01c_layouts.ipynb #af318d61
+def _gap(file, line, field, part=""):
+    "The error for a part of a triple that is not there, and can be had."
+    return DataError(file, line, field, "empty" + (f"; leave the row out, or have it filled in: derta_data complete --field {part}" if part in ("safe","harmful") else ""))
+
+def _filled(rows, parts):
+    "Yield (number from 0, row) of rows that have all `parts` of a triple; `DataError` for one that has not."
+    for i,r in enumerate(rows):
+        for c in parts:
+            if not r[c]: raise _gap("triples", RowNumber(i+1), c, c)
+        yield i, r
+
+# %% ../nbs/01c_layouts.ipynb #a1f19932
 class _Row:
     "A row with its place, whose fields are taken out checked."
     def __init__(self, file, line, row, notes=None, gaps=()): self.file, self.line, self.row, self.notes, self.gaps = file, line, row, Counter() if notes is None else notes, gaps
@@ -37,7 +49,7 @@ class _Row:
         v = self.row.get(field)
         if v is None or isinstance(v, str) and not v.strip():
             if field in self.gaps: return ""
-            if part and field in self.row: raise self.error(field, f"empty; leave the row out, or have it filled in: derta_data complete --field {part}")
+            if part and field in self.row: raise _gap(self.file, self.line, field, part)
         if v is None and any(re.search("[\udc80-\udcff]", str(k)) for k in self.row): raise self.error(None, "the heading holds bytes that are not valid UTF-8; save the file as UTF-8")
         if v is None: raise self.error(field, f"missing; the row has {', '.join(sorted(map(str, self.row)))[:300]}")
         return self.check(v, field)

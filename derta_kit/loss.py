@@ -78,7 +78,7 @@ def target_logprobs(
 def step_total(
     batches:list,       # the micro-batches of one optimiser step
     norm:str="token",   # "token" or "tree"
-)->torch.Tensor:
+)->torch.Tensor:        # a scalar
     "What the loss of the step is divided by; `ValueError` for another norm."
     if norm not in ("token","tree"): raise ValueError(f"norm={norm!r}: use 'token' or 'tree'")
     return sum(b["target_weight"].sum() if norm=="token" else b["n_trees"].float() for b in batches).clamp(min=1e-8)
@@ -88,7 +88,7 @@ def step_total(
 def router_logits(
     model,             # a causal LM, with or without adapters
 ):
-    "Yield a list that holds, after a forward, the router logits of each layer, if the model's configuration asks for its auxiliary loss."
+    "Yield a list that holds, after a forward, a tuple of the layers' router logits ([tokens, experts] each), if the model's configuration asks for its auxiliary loss."
     lm, kept = unwrap(model), []
     on = getattr(lm.config.get_text_config(), "output_router_logits", False)
     keep = lm.base_model.register_forward_hook(lambda m, i, out: kept.append(out.router_logits)) if on else None

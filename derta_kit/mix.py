@@ -87,7 +87,7 @@ def mixed(
     out = []
     for kind,times in shares.items():
         mine = [r for r in rows if r["kind"]==kind]
-        if not mine: raise ValueError(f"no helpful row of kind {kind!r}; there are {sorted({r['kind'] for r in rows})}")
+        if not mine: raise ValueError(f"kind {kind!r}: no helpful row is of it; use {', '.join(sorted({r['kind'] for r in rows}))}")
         out += mine*int(times) + mine[:round(len(mine)*(times % 1))]
     return out
 

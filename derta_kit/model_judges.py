@@ -74,7 +74,7 @@ def read(self:ModelJudge,
 
 # %% ../nbs/11b_model_judges.ipynb #10d596df
 class HarmBenchJudge(ModelJudge):
-    "HarmBench's Llama 2 classifier: does the response show the behaviour that the question asks for?"
+    "HarmBench's Llama 2 classifier (arXiv 2402.04249): does the response show the behaviour that the question asks for?"
     repo, max_new_tokens = "cais/HarmBench-Llama-2-13b-cls", 2
     about = "HarmBench's classifier, asked whether the response shows the behaviour that the question asks for"
 
@@ -98,7 +98,7 @@ class HarmBenchJudge(ModelJudge):
 
 # %% ../nbs/11b_model_judges.ipynb #5b080ac3
 class LlamaGuardJudge(ModelJudge):
-    "A Llama Guard, asked about the response to the question."
+    "A Llama Guard (arXiv 2312.06674), asked about the response to the question."
     repo, max_new_tokens = "meta-llama/Llama-Guard-3-8B", 20
     about = "a Llama Guard, asked about the response to the question"
 
@@ -142,7 +142,7 @@ _GRADES = ("Pretend you are a malicious actor trying to accomplish the objective
 
 # %% ../nbs/11b_model_judges.ipynb #5fe66ab3
 class StrongRejectJudge(ModelJudge):
-    "StrongREJECT's fine-tuned judge: expected grade of helpfulness to the harmful aim, 0 to 1."
+    "StrongREJECT's fine-tuned judge (arXiv 2402.10260): expected grade of helpfulness to the harmful aim, 0 to 1."
     repo = "qylu4156/strongreject-15k-v1"
     def __init__(self,
         *args,                # of `ModelJudge`

@@ -12,9 +12,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import repeat
 from fastcore.basics import patch
+from .layouts import _gap
 from .models import prompt_ids, response_end, text_ids
 from .prefix_tree import Target, Tree, collate
-from .records import _count
+from .records import DataError, RowNumber, _count
 from .refusals import refusal_token_id
 
 # %% ../nbs/04_objectives.ipynb #541dc332
@@ -44,7 +45,7 @@ def objective(
     **changes        # fields of `Objective`
 )->Objective:
     "An objective by name, with changes; `ValueError` for a name that is not known."
-    if name not in OBJECTIVES: raise ValueError(f"objective {name!r}: use one of {', '.join(OBJECTIVES)}")
+    if name not in OBJECTIVES: raise ValueError(f"objective {name!r}: use {', '.join(OBJECTIVES)}")
     return replace(OBJECTIVES[name], **changes)
 
 # %% ../nbs/04_objectives.ipynb #9b34776f
@@ -109,7 +110,7 @@ def sft_tree(
 
 # %% ../nbs/04_objectives.ipynb #3667ee10
 def paper_tree(
-    tokenizer,           # its tokenizer
+    tokenizer,           # of the model that is trained
     row:dict,            # prompt, safe, harmful
     i:int,               # its number among the triples: every third has an empty prefix
     o:Objective,         # with recipe="paper"
@@ -138,7 +139,7 @@ def _column(rows, name):
 class TreeDataset:
     "Trees of triples and helpful pairs, by row; redrawn each epoch. Text becomes tokens when a row is asked for, so a `Dataset` on disk stays there."
     def __init__(self,
-        tokenizer,                 # its tokenizer
+        tokenizer,                 # of the model that is trained
         triples,                   # rows with prompt, safe, harmful
         helpful=(),                # rows with prompt, response
         o:Objective=Objective(),   # which targets the trees carry
@@ -149,7 +150,7 @@ class TreeDataset:
         self.triples, self.helpful = triples, helpful
         for c in ("prompt","safe","harmful"):
             for i,x in enumerate(_column(triples, c)):
-                if not x: raise ValueError(f"triple {i} has no {c}; fill it in first, with derta_kit.complete or derta_data complete")
+                if not x: raise _gap("triples", RowNumber(i+1), c, c)
         if o.rto: self._same_word()
 
     def set_epoch(self,
@@ -178,14 +179,14 @@ def _pair(self:TreeDataset, t):
 @patch
 def __getitem__(self:TreeDataset, n)->Tree:
     "The tree of row `n`: triples first, then helpful pairs."
-    i, use = (n, "triple") if n < len(self.triples) else (n-len(self.triples), "helpful")
+    i, use = (n, "triples") if n < len(self.triples) else (n-len(self.triples), "helpful")
     rng = random.Random(f"{self.seed}/{self.epoch}/{n}")
     try:
         if use=="helpful": return sft_tree(*self._pair(self.helpful[i]), self.o.max_length)
         t = self.triples[i]
         if self.o.recipe=="paper": return paper_tree(self.tok, t, i, self.o, random.Random(f"{self.seed}/{n}"))
         return triple_tree(prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["safe"])+self.end, text_ids(self.tok, t["harmful"]), self.refusal, self.o, rng)
-    except ValueError as e: raise ValueError(f"{use} {i}: {e}") from None
+    except ValueError as e: raise DataError(use, RowNumber(i+1), None, str(e)) from None
 
 # %% ../nbs/04_objectives.ipynb #d22b30ff
 @dataclass

@@ -25,13 +25,13 @@ from .tables import BINS, asr, asr_figure, asr_table, cell, cut_short, few_quest
 # %% ../nbs/13c_pages.ipynb #4e5163e5
 def shown(
     r,                  # a row of an evaluation, as a dict
-    show:bool=False,    # leave harmful text readable
+    show_harmful:bool=False,   # leave harmful text readable
     most:int=300,       # characters
 )->str:
     "A response as a person may see it."
     if r["error"]: return f"⚠ {r['error']}"
     cut, text = lambda t: t if len(t) <= most else t[:most]+" …", r["response"]
-    if show or _harmless(r["attack"], r["setting"]): return cut(text)
+    if show_harmful or _harmless(r["attack"], r["setting"]): return cut(text)
     if not text.strip(): return "(nothing)"
     if find_refusal(text) is None or pd.isna(r["unsafe"]) or r["unsafe"]: return redact(text)
     return cut(redact_around(text))
@@ -39,13 +39,13 @@ def shown(
 # %% ../nbs/13c_pages.ipynb #0c54252e
 def redacted_rows(
     rows:pd.DataFrame,   # an evaluation's rows, a response each
-    show:bool=False,     # leave harmful text readable
+    show_harmful:bool=False,   # leave harmful text readable
 )->pd.DataFrame:
     "The rows of an evaluation with their texts as a person may see them: to look at, or to hand on."
-    return rows.assign(response=[shown(r, show, 10**9) for r in rows.to_dict("records")], prompt=[p if show or p==q else redact(p) for p,q in zip(rows.prompt, rows.question)], begun=[b and redact(b, show) for b in rows.begun])
+    return rows.assign(response=[shown(r, show_harmful, 10**9) for r in rows.to_dict("records")], prompt=[p if show_harmful or p==q else redact(p) for p,q in zip(rows.prompt, rows.question)], begun=[b and redact(b, show_harmful) for b in rows.begun])
 
 # %% ../nbs/13c_pages.ipynb #8d44b184
-def _pct(t):
+def _cells(t):
     "Rates as cells: model × the rest."
     return t.assign(share=[cell(r) for r in t.to_dict("records")]).drop(columns=["rate","low","high","k"])
 
@@ -84,8 +84,8 @@ def tables(
     if len(p := positions(harmful)): out["Where refusals stand"] = (named(p).assign(**{b: (100*p[b]).round().astype(int).astype(str)+"%" for b in [*BINS,"never"]}).rename(columns={"never": "not within what was said"}), "Share of responses to harmful questions that first refuse after so many words of their own.")
     fixed = [s.rename(columns=lambda c: c.replace(f"{n} ", "it ").replace(f"{against} ", "the other ")).assign(model=NAMES.get(n, n)) for n in names if n!=against and len(s := self_correction(r, n, against))]
     if fixed: out[f"What {NAMES.get(against, against)} fails"] = (pd.concat(fixed)[lambda t: ["model", *(c for c in t if c!="model")]], "Of the cases that it fails, how many another model defends, and how.")
-    if len(o := over_refusal(r)): out["Over-refusal"] = (_pct(named(o)), "Share refused. Of harmless questions answers are wanted, of XSTest's unsafe half refusals.")
-    if len(s := stutter(r)): out["Refusals that stutter"] = (_pct(named(s)), "")
+    if len(o := over_refusal(r)): out["Over-refusal"] = (_cells(named(o)), "Share refused. Of harmless questions answers are wanted, of XSTest's unsafe half refusals.")
+    if len(s := stutter(r)): out["Refusals that stutter"] = (_cells(named(s)), "")
     if (r.error!="").any(): out["Errors"] = (named(r[r.error!=""].groupby(["model","attack","error"], sort=False).size().reset_index(name="responses")), "Not counted as safe or unsafe. The next call of the same run asks again where a model or a judge could not be reached; what a judge cannot read (nothing at all, or no language: fewer than three different words, such as one over and over) stays so.")
     return out
 
@@ -164,7 +164,7 @@ def _write_both(out, a, b, names, both, common, t):
     "The page of two runs side by side; says in what settings they differ."
     what = pd.DataFrame([{"model": NAMES.get(m, m), "run": n, "what it is": e.record["models"][m]["source"], "training": _training(e.record["models"][m]), "perplexity": e.record["models"][m].get("perplexity"), "fingerprint": e.record["models"][m]["identity"][:8]} for m in both for n,e in zip(names, (a, b))])
     over = [over_refusal(e.rows[e.rows.model.isin(both)]).assign(run=n, model=lambda o: [NAMES.get(m, m) for m in o.model]) for n,e in zip(names, (a, b))]
-    more = {"Over-refusal": (_html(_pct(pd.concat(over))), "")} if any(map(len, over)) else {}
+    more = {"Over-refusal": (_html(_cells(pd.concat(over))), "")} if any(map(len, over)) else {}
     changed = differing(a.record, b.record, f"{names[0]}: ")
     lines = [f"{_count(len(common), 'case')} {'was' if len(common)==1 else 'were'} asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
     figs = [(n, _inline(asr_figure(e.rows[e.rows.model.isin(both)], title=n))) for n,e in zip(names, (a, b))]

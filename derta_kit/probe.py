@@ -12,6 +12,7 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd, torch
 from transformers import DynamicCache
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from .data import _mask, redact_tokens
 from .decode import Continuation, _ends, decode
 from .loss import head_logits, target_logprobs
 from .models import context_length, prompt_ids, text_ids, unwrap
@@ -35,9 +36,11 @@ class RefusalCurve:
     def __len__(self): return len(self.tokens)
     def __repr__(self): return f"RefusalCurve({len(self)} tokens, mean P({self.word!r}) {self.prob.mean():.3g}, best rank {self.rank.min()})"
 
-    def to_frame(self)->pd.DataFrame:
-        "One row a position."
-        d = dict(token=self.tokens, prob=self.prob, rank=self.rank, logp=self.logp)
+    def to_frame(self,
+        show_harmful:bool=False,   # leave the response's tokens readable
+    )->pd.DataFrame:
+        "One row a position; its tokens as `data.redact_tokens` shows them."
+        d = dict(token=redact_tokens(self.tokens, show_harmful), prob=self.prob, rank=self.rank, logp=self.logp)
         return pd.DataFrame(d if self.opener_mass is None else {**d, "opener_mass": self.opener_mass}).rename_axis("position")
 
 # %% ../nbs/07_probe.ipynb #f2bbe6e8
@@ -68,7 +71,7 @@ def plot(self:RefusalCurve,
 @patch
 def _repr_html_(self:RefusalCurve):
     "Tokens hidden, their background the probability; the table has the words."
-    cell = lambda t,p: f'<span title="{p:.3f}" style="background:rgba(37,99,235,{p:.2f});border:1px solid #8884;border-radius:3px;padding:0 1px;margin:1px;display:inline-block">{"▒"*min(6,max(1,len(t.strip())))}</span>'
+    cell = lambda t,p: f'<span title="{p:.3f}" style="background:rgba(37,99,235,{p:.2f});border:1px solid #8884;border-radius:3px;padding:0 1px;margin:1px;display:inline-block">{_mask(t)}</span>'
     return f"<div style='line-height:1.7'><b>{html.escape(self.prompt)}</b><br>" + "".join(map(cell, self.tokens, self.prob)) + "</div>"
 
 # %% ../nbs/07_probe.ipynb #685987cc
@@ -106,8 +109,8 @@ def pair_ids(
     "Token ids of pairs, as far as the model can read them; `ValueError` for a response without tokens or a pair longer than the model's context."
     ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in pairs], context_length(model)
     for i,(q,r) in enumerate(ids):
-        if not r: raise ValueError(f"response {i} is empty: there is no position to look at")
-        if len(q)+len(r) > room: raise ValueError(f"pair {i}: {_count(len(q), 'token')} of prompt and {len(r)} of response are more than the {room} that the model was made for; pass max_tokens={max(0, room-len(q))} or shorten it")
+        if not r: raise ValueError(f"response {i+1} is empty: there is no position to look at")
+        if len(q)+len(r) > room: raise ValueError(f"pair {i+1}: {_count(len(q), 'token')} of prompt and {len(r)} of response are more than the {room} that the model was made for; pass max_tokens={max(0, room-len(q))} or shorten it")
     return ids
 
 # %% ../nbs/07_probe.ipynb #ee61211f

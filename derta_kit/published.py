@@ -28,7 +28,7 @@ def paper_asr(
     "Attack success rates as printed in the paper (Tables 2, 4 and 10); `FileNotFoundError` where the data are not."
     path = Path(path or shared_data("derta", "paper_asr.json") or "paper_asr.json")
     try: d = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError: raise FileNotFoundError("The printed rates are not here: put paper_asr.json beside the release, in data/derta of DERTA_SHARED; 10d_published shows its form.") from None
+    except FileNotFoundError: raise FileNotFoundError("the printed rates are not here: put paper_asr.json beside the release, in data/derta of DERTA_SHARED; 10d_published shows its form.") from None
     return pd.DataFrame(d["asr"]).T[d["attacks"]]
 
 # %% ../nbs/10d_published.ipynb #efe49b1c
@@ -65,7 +65,7 @@ def _prompts(path): return {squeeze(q): q for q in sorted((r["question"] for r i
 def release_results(
     folder=None,         # a clone of the release, or a folder with its results/ and test/; default: where `shared_data` finds it
 )->pd.DataFrame:         # model, attack, prompt, response (as published, with its prompt where it has it)
-    "The published responses, matched to their prompts by text; a prompt that comes twice for a model counts once; `FileNotFoundError` where the data are not."
+    "The published responses, matched to their prompts by text; a prompt that comes twice for a model counts once; `FileNotFoundError` where the data are not, `DataError` for a file of another form."
     folder = Path(folder) if folder else shared_data("derta")
     if folder is None or not (folder/"results").is_dir(): raise FileNotFoundError(ABSENT)
     out = []

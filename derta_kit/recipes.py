@@ -35,15 +35,15 @@ class Recipe:
     adapter:str=""             # lora, qlora: folder of an adapter to go on from
     engine:str="auto"          # single, ddp, fsdp2 or zero3; auto: what the launcher has set up
     precision:str="auto"       # auto, fp32, bf16 or mixed (float32 weights, bfloat16 arithmetic)
-    epochs:float=2             # passes over the data
-    lr:float=2e-4              # learning rate
+    epochs:float=2             # passes over the data; objective dpo: 1, unless told otherwise
+    lr:float=2e-4              # learning rate; objective dpo: 5e-7, unless told otherwise (adapters: some ten times that)
     schedule:str="linear"      # linear, cosine, constant, …
     warmup:float=0             # share of the steps, or their number if 1 or more
     weight_decay:float=0       # of AdamW
     step:int=0                 # triples and pairs an optimiser step, over all devices; 0: batch × devices
     batch:int=16               # triples and pairs that a device takes at a time
-    cuts:int=2                 # prefixes of r̂ a triple, each pass
-    rto_weight:float=.2        # weight of each RTO target
+    cuts:int=2                 # prefixes of r̂ a triple, each pass (the paper: 1)
+    rto_weight:float=.2        # weight of each RTO target (the paper: 1)
     max_length:int=512         # tokens on a path
     budget:int=512             # tokens a packed row; 0: a row a tree
     checkpointing:bool=False   # recompute activations in the backward pass; mode qlora: true, unless told otherwise
@@ -160,8 +160,9 @@ def make_recipe(
             if why := _OWN.get(k, {}).get(sub) or (_known(sub, _SUB[k]) if k in _SUB else None): raise DataError(*where(f"{k}.{sub}"), why)
         if _KINDS[k] is dict: out[k] = {a: "no" if b is False and a.endswith("_strategy") else str(b) if k in ("columns","helpful_columns") else _number(b) for a,b in v.items()}      # YAML reads `no` as False
     for f in fields(Recipe):
-        if f.default is MISSING and f.default_factory is MISSING and not out.get(f.name): raise DataError(file, None, f.name, "is missing: " + dict(data="a file, folder or hub id of triples", out="the folder for checkpoints and the result")[f.name])
-    try: return Recipe(**{**dict(checkpointing=out.get("mode")=="qlora"), **out})        # who has 4 bits is short of memory
+        if f.default is MISSING and f.default_factory is MISSING and not out.get(f.name): raise DataError(file, None, f.name, "missing: " + dict(data="a file, folder or hub id of triples", out="the folder for checkpoints and the result")[f.name])
+    usual = dict(checkpointing=out.get("mode")=="qlora") | (dict(lr=5e-7, epochs=1.) if out.get("objective")=="dpo" else {})        # who has 4 bits is short of memory; preferences want small steps
+    try: return Recipe(**{**usual, **out})
     except ValueError as e: raise DataError(file, None, None, str(e)) from None
 
 # %% ../nbs/06b_recipes.ipynb #97526a83

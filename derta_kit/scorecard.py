@@ -12,6 +12,7 @@ import numpy as np, pandas as pd
 from .decode import decode
 from .models import prompt_ids, text_ids
 from .probe import refusal_curves
+from .records import DataError, RowNumber, _count
 from .refusals import find_refusal, stutters
 
 # %% ../nbs/12_scorecard.ipynb #02d35ff5
@@ -20,7 +21,7 @@ def wilson(
     n:float,           # trials
     level:float=.95,   # share of such intervals that hold the true proportion
 )->tuple:              # (low, high), proportions
-    "Wilson score interval of a proportion; (0, 1) for no trials."
+    "Wilson score interval of a proportion (Wilson 1927); (0, 1) for no trials."
     if not n: return 0., 1.
     z, p = NormalDist().inv_cdf((1+level)/2), k/n
     mid, half = p + z*z/(2*n), z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
@@ -65,7 +66,7 @@ def prefilled(
     "Greedy continuations of r̂<k for each k; a row whose r̂ has fewer than k tokens raises `ValueError`."
     ids = [(prompt_ids(tokenizer, r["prompt"]), text_ids(tokenizer, r["harmful"])) for r in rows]
     for i,(_,h) in enumerate(ids):
-        if len(h) < max(depths): raise ValueError(f"row {i}: r̂ has {len(h)} tokens, {max(depths)} cannot be prefilled")
+        if len(h) < max(depths): raise DataError("rows", RowNumber(i+1), "harmful", f"has {_count(len(h), 'token')}, {max(depths)} cannot be prefilled")
     jobs = [(i,k) for i in range(len(ids)) for k in depths]
     said = decode(model, tokenizer, [q+h[:max(depths)] for q,h in ids], [(i, len(ids[i][0])+k) for i,k in jobs], max_new_tokens, **kwargs)
     return _judge(pd.DataFrame([dict(prompt=rows[i]["prompt"], depth=k, continuation=c.text) for (i,k),c in zip(jobs, said)]))

@@ -128,7 +128,7 @@ def say(
 # %% ../nbs/12b_speak.ipynb #7a2c63ed
 @dataclass(frozen=True)
 class Recheck:
-    "A guard while decoding: the header is put in again every few tokens."
+    "A guard while decoding: the header is put in again every few tokens (arXiv 2510.18081)."
     of:object=None          # the model it guards: as in `compare.Models`, an adapter's folder, None for the base, or (model, tokenizer)
     every:int=16            # tokens between two looks
     threshold:float=.5      # of P(any opener): above it, the response stops and the model refuses

@@ -247,10 +247,12 @@ def png(self:Explorer,
 
 # %% ../nbs/09b_widgets.ipynb #7d258e80
 @patch
-def to_frame(self:Explorer)->pd.DataFrame:
+def to_frame(self:Explorer,
+    show_harmful:bool=False,   # leave the response's tokens readable; an explorer that was made with it does so anyway
+)->pd.DataFrame:
     "A row a model and position."
     kl = {} if self.strip.live else self.comparison.kl
-    return pd.concat([c.to_frame().assign(model=n, **({"kl": kl[n][0]} if n in kl else {})).reset_index() for n,c in self.tracks.items()], ignore_index=True)
+    return pd.concat([c.to_frame(show_harmful or self.show).assign(model=n, **({"kl": kl[n][0]} if n in kl else {})).reset_index() for n,c in self.tracks.items()], ignore_index=True)
 
 @patch
 def table(self:Explorer)->pd.DataFrame:

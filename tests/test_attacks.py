@@ -70,11 +70,11 @@ def test_no_special_token_comes_from_text(name):
 
 def test_bad_input_is_named(tmp_path):
     for call, says in [
-        (lambda: attack("prefil", ROWS), "unknown attack 'prefil'; known: none, prefill, avoid, completing, code, cipher, jailbreakchat"),
+        (lambda: attack("prefil", ROWS), "attack 'prefil': use none, prefill, avoid, completing, code, cipher, jailbreakchat"),
         (lambda: attack("cipher", [Q]), "attack 'cipher': missing a required argument: 'demos'"), (lambda: attack("none", [Q], depth=3), "unexpected keyword argument 'depth'"),
         (lambda: attack("none", []), "no questions"), (lambda: attack("none", "one string"), "expected a list"),
-        (lambda: attack("none", [Q, ""]), "questions, line 2, field 'prompt': empty"),
-        (lambda: attack("prefill", [ROWS[0], dict(prompt=Q)]), "questions, line 2, field 'harmful': missing; the row has prompt"),
+        (lambda: attack("none", [Q, ""]), "questions, row 2, field 'prompt': empty"),
+        (lambda: attack("prefill", [ROWS[0], dict(prompt=Q)]), "questions, row 2, field 'harmful': missing; the row has prompt"),
         (lambda: attack("prefill", [dict(prompt=Q, harmful=" ")]), "field 'harmful': empty"),
         (lambda: attack("prefill", ROWS, depths=(-1,)), "depth -1"),
         (lambda: attack("prefill", ROWS, fill="more"), "use 'others' or a function"),

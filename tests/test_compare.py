@@ -30,7 +30,7 @@ def test_switching_adapters_gives_each_its_own_curves(adapters, demo, demo_data)
 def test_whole_models_and_errors(demo):
     c = compare(dict(one=demo, two=demo), ["Hi"], ["Hello there."]); assert not c.kl and np.allclose(c.curves["one"][0].prob, c.curves["two"][0].prob)
     with pytest.raises(ValueError, match="2 prompts and 1 response"): compare(dict(one=demo), ["a","b"], ["c"])
-    with pytest.raises(ValueError, match="response 0 is empty"): compare(dict(one=demo), ["a"], [""])
+    with pytest.raises(ValueError, match="response 1 is empty"): compare(dict(one=demo), ["a"], [""])
 
 
 def test_bands_cover_the_mean():

@@ -209,7 +209,7 @@ def test_endpoint_that_is_not_there(tmp_path):
 def test_the_command_says_with_its_exit_code_that_requests_failed(flaky, tmp_path):
     (tmp_path/"q.csv").write_text("question\nplain thing\nnever\n")
     ask_for = lambda *kw: said(derta_data, "complete", tmp_path/"q.csv", "--field", "response", "--url", flaky, "--model", "m", "--out", tmp_path/"r.jsonl", *kw)
-    r = ask_for(); assert r.returncode == 2 and "1 of 2 rows got no answer, the first is row 1: " in r.stderr and "no such thing" in r.stderr and "1 of 2 rows has one now" in r.stdout
+    r = ask_for(); assert r.returncode == 2 and "1 of 2 rows got no answer, the first is row 2: " in r.stderr and "no such thing" in r.stderr and "1 of 2 rows has one now" in r.stdout
     assert len((tmp_path/"r.jsonl").read_text().splitlines()) == 2          # what was answered is written all the same
 
 

@@ -417,7 +417,7 @@ def test_derta_eval(tmp_path, adapter, monkeypatch):
     assert "note: shaken: trained on 3 of 3 questions asked here, 3 of them word for word (data with the same hash)" in r.stderr and "was trained on 3 of 3 questions asked here" in Path("a/report.html").read_text()
     assert "note: a holds a run with other settings: models, questions, max_new_tokens 3 (was 4); its tables and pages are written anew" in r.stderr
     r = said(derta_eval, "compare", "a", "a"); assert r.returncode == 0 and "shaken" in r.stdout and r.stdout.count("was trained on 3 of 3") == 1
-    r = said(derta_eval, "measure"); assert r.returncode == 2 and "is no action" in r.stderr
+    r = said(derta_eval, "measure"); assert r.returncode == 2 and "action 'measure': use run" in r.stderr
 
 
 def test_what_was_cut_off_is_said():

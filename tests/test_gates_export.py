@@ -40,10 +40,10 @@ def test_gates_report_and_drop(tmp_path):
     g = gate(ds, out=tmp_path, sets=dict(mine=["how do i sneak out at night"]))
     assert g.flags == {0: ["contaminated"], 1: ["missing"], 2: ["refuses"], 3: ["contaminated","duplicate"], 4: ["short"]} and g.dropped == [1,2,3,4] and len(g.kept) == 1
     lines = [json.loads(l) for l in open(tmp_path/"dropped.jsonl")]
-    assert [l["row"] for l in lines] == g.dropped and "asleep" not in (tmp_path/"dropped.jsonl").read_text() and lines[2]["why"] == ["contaminated","duplicate"]
+    assert [l["row"]-1 for l in lines] == g.dropped and "asleep" not in (tmp_path/"dropped.jsonl").read_text() and lines[2]["why"] == ["contaminated","duplicate"]
     assert json.loads((tmp_path/"gates.json").read_text())["gates"]["short"] == dict(flagged=1, dropped=1)
     assert len(gate(ds, drop=(), sets={}).kept) == 5 and len(gate(ds, drop=("contaminated",), sets=dict(m=["how do i sneak out at night"])).kept) == 3
-    with pytest.raises(ValueError, match="no gate is called nonsense"): gate(ds, drop=("nonsense",))
+    with pytest.raises(ValueError, match="drop='nonsense': use missing"): gate(ds, drop=("nonsense",))
 
 
 def test_card_redacts_and_escapes(tmp_path):
@@ -105,8 +105,8 @@ def test_trl_computes_our_loss_from_our_completions(demo, tmp_path):
 def test_what_an_export_cannot_hold_is_said(demo):
     tok = demo[1]
     for rows in (completion_rows([{**GOOD, "prompt": "a <|im_start|> b"}], tok), completion_rows([{**GOOD, "safe": "Sorry.<|im_end|>"}], tok), completion_rows([], tok, helpful=[dict(prompt="a", response="<|im_end|>")])):
-        with pytest.raises(ValueError, match="row 0: holds text that the tokenizer takes for special tokens"): list(rows)
-    with pytest.raises(ValueError, match="row 0: no harmful"): list(preference_rows([{**GOOD, "harmful": ""}]))
+        with pytest.raises(ValueError, match="(triples|helpful), row 1: holds text that the tokenizer takes for special tokens"): list(rows)
+    with pytest.raises(ValueError, match="triples, row 1, field 'harmful': empty"): list(preference_rows([{**GOOD, "harmful": ""}]))
     assert len(list(completion_rows([{**GOOD, "harmful": ""}], tok))) == 1
     emoji = [{**GOOD, "harmful": "🙂🙃🙂🙃"}]                                                     # a cut inside a character
     assert not any("\ufffd" in r["prompt"] for s in range(20) for r in completion_rows(emoji, tok, s, empty=0.))
@@ -121,7 +121,7 @@ def test_the_way_from_questions_to_a_training_file(tmp_path, monkeypatch):
               ("card","g/triples.jsonl","--out","g"), ("mix","h.jsonl=1","--rows","3","--out","m.jsonl"), ("preview","t.jsonl","--helpful","m.jsonl"), ("complete","q.csv","--field","response","--max_new_tokens","8","--out","r.jsonl"), *(("export","t.jsonl","--to",to,"--out",f"{to}.jsonl") for to in ("release","preference","completion","labels"))):
         r = said(derta_data, *a); assert r.returncode == 0, (a, r.stderr[-1500:])
     assert len(read_triples(tmp_path/"g"/"triples.jsonl")) == 2 and (tmp_path/"g"/"card.png").exists() and len(read_triples(tmp_path/"release.jsonl")) == 2
-    for a,says in ((("gates","x"), "is no action"), (("convert","t.jsonl"), "say where to write: --out"), (("check","q.csv","--columns","question"), "expected prompt=NAME"), (("mix","h.jsonl=x","--out","o"), "with numbers for weights"),
+    for a,says in ((("gates","x"), "action 'gates': use check"), (("convert","t.jsonl"), "say where to write: --out"), (("check","q.csv","--columns","question"), "expected prompt=NAME"), (("mix","h.jsonl=x","--out","o"), "with numbers for weights"),
                    (("gate","q.csv","--out","g2"), "no row is left"), (("export","t.jsonl","--out","x","--spread","1"), "give two numbers"), (("export","t.jsonl","--out","x","--to","preference","--helpful","h.jsonl"), "no rejected response"), (("complete","q.csv","--wordings","--out","o"), "add --field safe"), (("export","t.jsonl","--out","x","--to","y"), "use release"), (("complete","t.jsonl","--field","z","--out","o"), "use harmful")):
         r = said(derta_data, *a); assert r.returncode == 2 and says in r.stderr and "Traceback" not in r.stderr
 

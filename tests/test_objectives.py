@@ -47,7 +47,7 @@ def test_another_first_word_than_is_taught_is_said(demo):
 
 def test_error_names_the_row(demo):
     _, tok = demo
-    with pytest.raises(ValueError, match="triple 1: the prompt has"): TreeDataset(tok, [dict(prompt="a", safe="b", harmful="c"), dict(prompt="word "*600, safe="b", harmful="c")])[1]
+    with pytest.raises(ValueError, match="triples, row 2: the prompt has"): TreeDataset(tok, [dict(prompt="a", safe="b", harmful="c"), dict(prompt="word "*600, safe="b", harmful="c")])[1]
 
 
 def test_paper_recipe(demo):

@@ -47,7 +47,7 @@ def test_no_pass_grows_with_the_number_of_responses(demo):
 
 
 def test_empty_response_is_refused(demo):
-    with pytest.raises(ValueError, match="response 0 is empty"): refusal_curve(*demo, "Hi", "")
+    with pytest.raises(ValueError, match="response 1 is empty"): refusal_curve(*demo, "Hi", "")
 
 
 def test_display_hides_and_escapes(demo):
@@ -57,7 +57,7 @@ def test_display_hides_and_escapes(demo):
 
 
 def test_prefill_beyond_the_response_is_an_error(demo):
-    with pytest.raises(ValueError, match="row 0: r̂ has"): prefilled(*demo, [dict(prompt="Hi", harmful="two words")], depths=(0,50))
+    with pytest.raises(ValueError, match="rows, row 1, field 'harmful': has"): prefilled(*demo, [dict(prompt="Hi", harmful="two words")], depths=(0,50))
 
 
 def test_perplexity_is_the_plain_one(demo, demo_data):
@@ -76,7 +76,7 @@ def test_text_longer_than_the_context_is_refused(demo, tmp_path):
     from derta_kit.objectives import TreeDataset, objective
     from derta_kit.train import fine_tune
     model, tok = tiny("llama", vocab_size=len(demo[1])), demo[1]; assert context_length(model) == 256
-    with pytest.raises(ValueError, match="pair 1: .* of response are more than the 256 .* max_tokens="): refusal_curves(model, tok, [("Hi", "there"), ("Hi", "word "*300)])
+    with pytest.raises(ValueError, match="pair 2: .* of response are more than the 256 .* max_tokens="): refusal_curves(model, tok, [("Hi", "there"), ("Hi", "word "*300)])
     row = dict(prompt="Hi", safe="Sorry, no.", harmful="word "*300)
     with pytest.raises(ValueError, match="max_length 512 is more than the 256 tokens"): fine_tune(model.requires_grad_(), tok, TreeDataset(tok, [row], o=objective("derta")), tmp_path/"x")
     assert not (tmp_path/"x").exists() and max(map(len, [TreeDataset(tok, [row], o=objective("derta", max_length=256))[0]])) > 200

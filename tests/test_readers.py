@@ -93,7 +93,7 @@ def test_datasets_lists_and_mapping(tmp_path):
     rows = [dict(ask=Q, good=R, bad=H)]; names = dict(prompt="ask", safe="good", harmful="bad")
     assert read_triples(rows, columns=names)[0]["harmful"] == H
     assert read_triples(DatasetDict(train=Dataset.from_list(rows)), columns=names)[0]["prompt"] == Q
-    with pytest.raises(ValueError, match="there are train"): read_triples(DatasetDict(train=Dataset.from_list(rows)), split="test")
+    with pytest.raises(ValueError, match="use train"): read_triples(DatasetDict(train=Dataset.from_list(rows)), split="test")
     with pytest.raises(DataError, match="columns ask, bad, good; say which is which with columns=dict"): read_triples(rows)
     with pytest.raises(ValueError, match="columns: name those for prompt"): read_triples(rows, columns=dict(question="ask"))
     with pytest.raises(DataError, match="field 'god': missing"): read_triples(rows, columns={**names, "safe": "god"})
@@ -166,7 +166,7 @@ def test_folders(tmp_path):
     for s in ("train","test"): rows.to_parquet(tmp_path/"hub"/"data"/f"{s}-00000-of-00001.parquet")
     assert len(read_triples(tmp_path/"saved")) == len(read_triples(tmp_path/"dict", split="test")) == 1
     with pytest.warns(UserWarning, match="left out: test-00000"): assert len(read_triples(tmp_path/"hub")) == 1
-    with pytest.raises(FileNotFoundError, match="no file of the split 'validation'"): read_triples(tmp_path/"hub", split="validation")
+    with pytest.raises(FileNotFoundError, match="no file of split='validation'"): read_triples(tmp_path/"hub", split="validation")
     (tmp_path/"none").mkdir()
     with pytest.raises(FileNotFoundError, match="a folder without any"): read_triples(tmp_path/"none")
     assert read_triples(rows.to_iterable_dataset())[:] == read_triples(rows)[:]
@@ -273,8 +273,8 @@ def test_release_round_trip_keeps_awkward_text(tmp_path):
             dict(prompt="Q", safe="Sorry, 1.", harmful="three words here now")]
     write_jsonl(release_rows(rows), tmp_path/"x.jsonl")
     assert [{k: r[k] for k in ("prompt","safe","harmful")} for r in read_triples(tmp_path/"x.jsonl")] == rows
-    with pytest.raises(ValueError, match="row 0.*own mark"): list(release_rows([dict(prompt="[INST]", safe="a", harmful="b")]))
-    with pytest.raises(ValueError, match="row 0: no harmful"): list(release_rows([dict(prompt="q", safe="a", harmful="")]))
+    with pytest.raises(ValueError, match="row 1.*own mark"): list(release_rows([dict(prompt="[INST]", safe="a", harmful="b")]))
+    with pytest.raises(ValueError, match="triples, row 1, field 'harmful': empty"): list(release_rows([dict(prompt="q", safe="a", harmful="")]))
 
 
 def test_pairs():

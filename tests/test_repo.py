@@ -7,7 +7,7 @@ import pytest
 from fastcore.docments import docments
 from conftest import ROOT, said
 
-ORDER = "refusals models records layouts data mix prefix_tree decode complete gates build objectives export card loss engines model_card train dpo recipes plan reliable probe plots compare monitor strip widgets attacks attack_files avoid published judges model_judges origins scorecard report speak evaluate tables helpful pages demo ablation cli cli_data cli_train cli_eval".split()
+ORDER = [m[1] for f in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")) if (m := re.search(r"#\\?\| default_exp (\w+)", f.read_text(encoding="utf-8")))]      # a notebook's number is its floor in the house
 
 
 def ours(tree):

@@ -94,7 +94,7 @@ def test_talk_reads_what_a_plain_pass_gives(demo):
 def test_errors_are_said_not_thrown(x):
     with pytest.raises(ValueError, match="one to three models"): Explorer({str(i): (x.ms.lm, x.tok) for i in range(4)}, "a", "b")
     with pytest.raises(ValueError, match="prompt is empty"): x.measure(" ", "b")
-    with pytest.raises(ValueError, match="response 0 is empty"): x.measure("a", "")
+    with pytest.raises(ValueError, match="response 1 is empty"): x.measure("a", "")
     x._try(lambda: x.measure("<i>", "")); assert "is empty" in x.status.value and "<i>" not in x.status.value
     x._try(lambda: x._hear(dict(type="go", at=999))); assert "position 999" in x.status.value
     with pytest.raises(ValueError, match="nothing to save"): Explorer((x.ms.lm, x.tok), examples=[]).save("x.html")
