@@ -86,7 +86,7 @@ def run_ablation(
     out="runs/ablation",       # run folder
     a:Ablation=Ablation(),     # all settings
     show_harmful:bool=False,   # leave harmful text readable in the pages
-)->pd.DataFrame:               # the rows of all seeds, _slim
+)->pd.DataFrame:               # the rows of all seeds, slim
     "Train, ask, judge and draw, stage by stage; the same call goes on from what is finished in `out`."
     out, t0, all_rows, info = Path(out), time.time(), [], {}
     _claim(out, replace(a, seeds=()))       # more seeds may come later

@@ -179,7 +179,7 @@ class Evaluation:
     def __repr__(self): return f"Evaluation of {', '.join(self.record['models'])}: {_count(len(self.rows), 'response')}, {_count(int((self.rows.error!='').sum()), 'error')}, in {self.folder.name}"
 
 # %% ../nbs/12c_evaluate.ipynb #2e1503ad
-def _read_texts(asked, name, who, helpful, curves, kept):
+def _read_texts(asked, name, who, helpful, curves, kept, desc=None):
     "Perplexity of helpful text and curves in harmful one, for a local model."
     out = {}
     if isinstance(m := asked.models[name], (Endpoint, Recheck)): return out
@@ -187,7 +187,7 @@ def _read_texts(asked, name, who, helpful, curves, kept):
         if not rows: continue
         k = _key(what, who, [[r["prompt"], r[field_]] for r in rows])
         if (v := kept.get(k)) is None:
-            with asked.lms.use(name) as lm: c = refusal_curves(lm, asked.lms.tok, [(r["prompt"], r[field_]) for r in rows])
+            with asked.lms.use(name) as lm: c = refusal_curves(lm, asked.lms.tok, [(r["prompt"], r[field_]) for r in rows], desc=None if desc is None else f"{desc}{name}: {what}")
             kept.put(k, v := perplexity(c) if what=="perplexity" else [x.prob.round(4).tolist() for x in c])
         out[what] = v
     return out
@@ -245,7 +245,7 @@ def evaluate(
     with Kept(out/"kept.sqlite") as kept:
         for n in models:
             said[n], who = _responses(asked, n, cases, decoding, kept, slots, desc)
-            info[n] = dict(identity=who, source=_source(models[n]), trained=(trained(f) if (f := _folder(models[n])) else {}) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept))
+            info[n] = dict(identity=who, source=_source(models[n]), trained=(trained(f) if (f := _folder(models[n])) else {}) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept, desc))
         df = _judged(_frame(models, cases, said, {n: [asked.begun(n, c) for c in cases] for n in models}), cases, judges, kept, desc)
     rec = record(models=info, about={j.name: about for j in judges if (about := getattr(j, "about", ""))}, **settings)
     with atomically(out/"rows.parquet") as p: df.to_parquet(p, index=False)

@@ -10,6 +10,7 @@ import html, re
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
 import numpy as np, pandas as pd, torch
+from tqdm.auto import tqdm
 from transformers import DynamicCache
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from .data import _mask, redact_tokens
@@ -124,10 +125,11 @@ def refusal_curves(
     max_tokens:int=512,      # of each response
     batch_tokens:int=2048,   # tokens in one forward pass
     top:int=0,               # also keep so many of the likeliest next tokens
+    desc:str|None=None,      # shown beside the progress bar; no bar without it
 )->list[RefusalCurve]:
     "The refusal curve of each response. Dropout is off, whatever mode the model is in."
     refusal, was, out = refusal_token_id(tokenizer, word), model.training, []
-    ids = pair_ids(model, tokenizer, pairs, max_tokens)
+    ids = pair_ids(model, tokenizer, pairs, max_tokens); bar = tqdm(total=len(ids), desc=desc, disable=desc is None, unit="row")
     head = head_logits(unwrap(model))
     model.eval()
     try:
@@ -138,7 +140,8 @@ def refusal_curves(
             for j in group:
                 mass = _opener_mass(model, tokenizer, *ids[j], openers, limit) if openers else None
                 out.append((j, _curve(tokenizer, pairs[j][0], ids[j][1], [x[s:s+len(ids[j][1])] for x in read], mass, word))); s += len(ids[j][1])
-    finally: model.train(was)
+            bar.update(len(group))
+    finally: model.train(was); bar.close()
     return [c for _,c in sorted(out, key=lambda x: x[0])]
 
 # %% ../nbs/07_probe.ipynb #7b8436c1
