@@ -3,7 +3,9 @@ import json, os
 import pytest
 from conftest import SHARED
 from hypothesis import given, settings, strategies as st
-from derta_kit.data import DataError, Triple, demo_data, read_jsonl, read_triples, redact, write_jsonl
+import numpy as np
+from derta_kit.data import DataError, Triple, demo_data, read_jsonl, read_triples, redact, redact_tokens, write_jsonl
+from derta_kit.probe import RefusalCurve
 
 OK = '{"prompt": "a", "safe": "b", "harmful": "c"}'
 
@@ -104,4 +106,12 @@ def test_demo_data_is_what_the_card_says():
     assert not any(find_refusal(r["harmful"]) for s in ("triples","harmful_eval") for r in dd[s])
 
 
-def test_redact(): assert "knife" not in redact("the knife") and redact("the knife", show=True) == "the knife"
+def test_redact(): assert "knife" not in redact("the knife") and redact("the knife", show_harmful=True) == "the knife"
+
+
+def test_tokens_are_hidden_but_for_the_sentence_that_refuses():
+    t = ["Take", " the", " long", "-handled", " knife", ".", " Sorry", ",", " but", " I", " can", "'t", " help", " with", " that", ".", " Then", "\n"]
+    assert redact_tokens(t, show_harmful=True) == t
+    hidden = redact_tokens(t); assert hidden[6:16] == t[6:16] and all(set(h) == {"▒"} and len(h) <= 6 for h in hidden[:6]+hidden[16:])
+    c = RefusalCurve("q", t, np.zeros(18), np.ones(18), np.zeros(18)); assert c.to_frame().token.tolist() == hidden and c.to_frame(show_harmful=True).token.tolist() == t
+    assert "knife" not in c._repr_html_()

@@ -130,6 +130,11 @@ def test_questions_that_were_trained_on_are_counted(tmp_path):
     write_jsonl(rows.select(range(18)), f)
     assert _known(models, cases) == {}, "another file under that name says nothing"
     f.unlink(); assert _known(models, cases) == {}
+    (tmp_path/"first").mkdir(); (tmp_path/"first"/"run.json").write_text(json.dumps(dict(recipe={}, data=dict(triples=data_hash(demo_data()["triples"])))))       # the adapter it went on from has a past of its own
+    other = demo_data()["triples"].select(range(20, 30)); write_jsonl(other, f)
+    (tmp_path/"on").mkdir(); (tmp_path/"on"/"run.json").write_text(json.dumps(dict(recipe=dict(data=str(f), adapter=str(tmp_path/"first")), data=dict(triples=data_hash(other)), rows=dict(triples=10))))
+    with pytest.warns(UserWarning, match=r"\(mine.jsonl and the demo's triples\)"): assert _known(dict(on=tmp_path/"on"), cases)["on"] == {"trained on": "3 of 4 questions asked here"}
+    f.unlink()
     with pytest.warns(UserWarning, match="data with the same hash"): assert _known(models, cases, [rows])["b"] == note
     assert _known(models, attack("none", QS), [rows]) == {}
     (tmp_path/"demo"/"derta").mkdir(parents=True); (tmp_path/"demo"/"settings.json").write_text(json.dumps(dict(recipe={}, data=dict(triples=data_hash(demo_data()["triples"])))))      # as the demo leaves it

@@ -1,5 +1,5 @@
 "The examples run as they stand, in a process of their own."
-import os, subprocess, sys
+import json, os, subprocess, sys
 from conftest import ROOT
 from derta_kit.data import write_jsonl
 
@@ -11,6 +11,11 @@ def test_a_run_of_ones_own(tmp_path, demo_data):
     assert r.returncode == 0, r.stderr[-2000:]
     assert "from token 2 on" in r.stdout and (tmp_path/"out"/"adapter_model.safetensors").exists()
     assert demo_data["triples"][0]["harmful"] not in r.stdout, "harmful text was printed"
+
+
+def test_the_guide_shows_the_script_as_it_is():
+    out = [o["text"] for c in json.loads((ROOT/"nbs"/"guides"/"qlora.ipynb").read_text(encoding="utf-8"))["cells"] if "own_run.py" in "".join(c["source"]) for o in c.get("outputs", []) if "text" in o]
+    assert (ROOT/"examples"/"own_run.py").read_text(encoding="utf-8").strip() in "".join("".join(t) for t in out)
 
 
 def test_a_wrong_file_is_named(tmp_path):

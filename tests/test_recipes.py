@@ -116,9 +116,19 @@ def test_command_line(tmp_path):
     r, rest = parse([str(tmp_path/"r.yaml"), "--objective", "dpo", "--lr", "3e-4", "--set", "lora.r=8", "dpo.beta=0.2", "--plan"])
     assert (r.lr, r.objective, r.lora, r.dpo, rest["plan"]) == (3e-4, "dpo", dict(r=8), dict(beta=.2), True)
     r, _ = parse(["t.jsonl", "out", "--helpful", "h.jsonl"]); assert (r.data, r.out, r.helpful) == ("t.jsonl", "out", "h.jsonl")
-    with pytest.raises(DataError, match="'out': is missing"): parse(["t.jsonl"])
+    with pytest.raises(DataError, match="'out': missing"): parse(["t.jsonl"])
     with pytest.raises(DataError, match="^--lr: 'fast' is not a number"): parse(["t.jsonl", "out", "--lr", "fast"])      # not a fault of the file
     assert parse(["t.jsonl", "--plan"])[1]["plan"]
+
+
+@pytest.mark.parametrize("key,means", [("lerning_rate","lr"), ("num_train_epochs","epochs"), ("max_step","train.max_steps"), ("weight_decai","weight_decay"), ("rank","lora.r"), ("lora_alpha","lora.lora_alpha")])
+def test_a_key_of_others_is_known_by_its_name_here(key, means):
+    with pytest.raises(DataError, match=f"no such key; did you mean '{means}'"): make_recipe(dict(data="x", out="y", **{key: 1}))
+
+
+def test_preferences_want_small_steps():
+    r = make_recipe(dict(data="x", out="y", objective="dpo")); assert (r.lr, r.epochs) == (5e-7, 1)
+    assert make_recipe(dict(data="x", out="y", objective="dpo", lr=1e-6)).lr == 1e-6 and make_recipe(dict(data="x", out="y")).lr == 2e-4
 
 
 def test_bad_input_is_one_line_and_an_exit_code(tmp_path):

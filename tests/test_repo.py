@@ -1,5 +1,6 @@
 "The house: direction of imports, README and sidebar in step, guides of one form, one idea a cell, commands that speak plainly."
 import ast, importlib, inspect, json, os, re, subprocess, sys
+from collections import Counter
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,14 @@ def test_a_module_imports_only_from_those_above_it():
             seen += 1
             assert ORDER.index(m) < ORDER.index(f.stem), f"{f.name} imports {m}"
     assert seen > 200, "imports were not recognised"
+
+
+def test_what_is_exported_is_used():
+    "By a cell beside the one that defines it, a guide, a test or an example."
+    texts = ["".join(c["source"]) for f in (ROOT/"nbs").rglob("*.ipynb") for c in json.loads(f.read_text(encoding="utf-8"))["cells"]]
+    texts += [f.read_text(encoding="utf-8") for d in ("tests","examples") for f in (ROOT/d).glob("*.py")]
+    words = Counter(w for t in texts for w in set(re.findall(r"\w+", t)))
+    assert not [f"{m}.{n}" for m in ORDER for n in importlib.import_module(f"derta_kit.{m}").__all__ if words[n] < 2]
 
 
 def test_every_notebook_names_its_kernel():
@@ -118,6 +127,8 @@ def test_every_notebook_is_in_the_sidebar_and_in_the_readme():
 def test_a_guide_says_what_one_has_at_its_end_and_where_to_go_next(f):
     nb = json.loads(f.read_text(encoding="utf-8")); text = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"]=="markdown"]
     assert re.match(r"# .+\n\n> At the end you will have ", text[0]) and "## Where next" in text[-1] and any("The same from a script" in t for t in text)
+    taken = re.findall(r"^ *from derta_kit[\w.]* import (.*)", "\n".join("".join(c["source"]) for c in json.loads(f.read_text(encoding="utf-8"))["cells"]), re.M)
+    assert not [t for t in taken if re.search(r"(^|,\s*)_", t)], "a guide takes what the library keeps to itself"
 
 
 def run(*a, **k): return subprocess.run([str(Path(sys.executable).parent/a[0]), *a[1:]], capture_output=True, text=True, **k)
@@ -138,7 +149,7 @@ def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     assert r.returncode == 2 and "field 'harmful'" in r.stderr and not (tmp_path/"out").exists()
 
 
-@pytest.mark.parametrize("module,args", [("data", ["check","nowhere.jsonl"]), ("data", ["gate","./no/where","--out","o"]), ("eval", ["run","o","--questions","data/nowhere.csv"]), ("train", ["nowhere.jsonl","o"]), ("train", ["my.yaml"])])
+@pytest.mark.parametrize("module,args", [("data", ["check","nowhere.jsonl"]), ("data", ["gate","./no/where","--out","o"]), ("eval", ["run","o","--questions","data/nowhere.csv"]), ("eval", ["page","runs/nowhere"]), ("eval", ["compare",".","runs/nowhere"]), ("train", [".","o","--helpful","nowhere.jsonl"]), ("train", ["nowhere.jsonl","o"]), ("train", ["my.yaml"])])
 def test_a_missing_file_is_missed_before_the_libraries_are_loaded(module, args, tmp_path):
     code = f"""
 import sys
@@ -149,7 +160,7 @@ sys.meta_path.insert(0, Heavy())
 from derta_kit.cli_{module} import derta_{module}
 derta_{module}({args})"""
     r = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert r.returncode == 2 and r.stderr.startswith("error: ") and r.stderr.endswith(": no such file or folder\n"), r.stderr
+    assert r.returncode == 2 and r.stderr.startswith("error: ") and r.stderr.endswith((": no such file or folder\n", ": no such folder\n")), r.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -160,6 +171,11 @@ def test_a_command_speaks_of_its_options(tmp_path):
     r = said(derta_data, "check", tmp_path/"x.csv"); assert r.returncode == 2 and "which with --columns prompt=…,safe=…,harmful=…, safe and harmful left out" in r.stderr and "dict(" not in r.stderr
     r = said(derta_data, "check", tmp_path/"x.csv", "--on_error", "pass"); assert "error: --on_error pass: use 'raise' or 'skip'" in r.stderr
     r = said(derta_train, tmp_path/"x.csv", tmp_path/"file"/"out", "--columns", "prompt=ask,safe=good,harmful=bad"); assert r.returncode == 2 and "cannot be written" in r.stderr and "another folder with --out …" in r.stderr
+    (tmp_path/"h.csv").write_text("ask,yes\nHow?,So.\n"); data = (tmp_path/"x.csv", tmp_path/"out", "--columns", "prompt=ask,safe=good,harmful=bad", "--helpful", tmp_path/"h.csv")
+    r = said(derta_train, *data); assert r.returncode == 2 and "which with --helpful_columns prompt=…,response=…. Known" in r.stderr and "no helpful pairs" not in r.stderr
+    r = said(derta_train, *data, "--helpful_columns", "ask"); assert "error: --helpful_columns ask: expected prompt=NAME,response=NAME, found 'ask'" in r.stderr
+    r = said(derta_data, "mix", tmp_path/"h.csv", "--out", tmp_path/"m.jsonl"); assert r.returncode == 2 and "which with --columns prompt=…,response=…" in r.stderr
+    r = said(derta_data, "mix", tmp_path/"h.csv", "--out", tmp_path/"m.jsonl", "--columns", "prompt=ask,response=yes"); assert r.returncode == 0 and '"response": "So."' in (tmp_path/"m.jsonl").read_text()
 
 
 @pytest.mark.parametrize("module", ["cli","cli_data","cli_train","cli_eval"])
