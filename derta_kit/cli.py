@@ -40,7 +40,7 @@ def _options(
     prog,          # the command's name
 )->dict:
     "The arguments for `f` that a command line gives; an empty default is not named in the help."
-    parser = anno_parser(f, prog=prog)
+    parser = anno_parser(f, prog=prog); parser.allow_abbrev = False
     for a in parser._actions: a.help = re.sub(r" \(default: (False)?\)$", "", a.help or "")
     return {k: v for k,v in vars(parser.parse_args(argv)).items() if k not in ("pdb","xtra")}
 

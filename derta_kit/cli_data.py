@@ -18,19 +18,34 @@ def _read(source, on_error="raise", columns="", split="train", gaps=()):
     from derta_kit.data import read_triples
     return read_triples(source, on_error, columns=_columns(columns) or None, split=split, gaps=gaps)
 
-def _pairs(source, columns="", what="helpful_columns"):
+def _pairs(source, columns="", what="helpful_columns", on_error="raise"):
     "Helpful pairs, if any were named; `columns` as it is written on the command line."
     from derta_kit.mix import read_pairs
-    return read_pairs(source, columns=_columns(columns, what) or None) if source else ()
+    return read_pairs(source, on_error=on_error, columns=_columns(columns, what) or None) if source else ()
 
 def _tokenizer(model):
     from derta_kit.models import model_path
     from transformers import AutoTokenizer
     return AutoTokenizer.from_pretrained(model_path(model), trust_remote_code=False)
 
+# %% ../nbs/14a_data_cli.ipynb #af91e6bc
+def _answered(source, on_error, columns, split):
+    "Questions with helpful responses, of which some may be missing, or questions alone."
+    from derta_kit.mix import read_pairs
+    from derta_kit.records import records
+    cs = _columns(columns); first = next((r for _,_,r in records(source, split) if isinstance(r, dict)), {})
+    if "response" in cs or (not cs and {"response","output","completion","messages","conversations"} & set(first)): return read_pairs(source, on_error=on_error, columns=cs or None, split=split, gaps=("response",))
+    return [dict(prompt=p, kind="helpful") for p in _read(source, on_error, columns, split, ("safe","harmful"))["prompt"]]
+
+# %% ../nbs/14a_data_cli.ipynb #ff826ecf
 def _need(out, what="--out"):
     if not out: raise ValueError(f"say where to write: {what}")
     return Path(out)
+
+def _apart(out, *sources):
+    "`ValueError` if OUT is what is read."
+    for s in sources:
+        if Path(out).resolve()==Path(s).resolve(): raise ValueError(f"--out {out}: that is what is read; choose another name, so that nothing of yours is lost")
 
 def _folder(out):
     "`OSError` if OUT is no folder that can be written: before the work, not after it."
@@ -41,7 +56,7 @@ def _folder(out):
 def data_check(
     source:str,                # file, folder or hub id
     on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them
-    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
+    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source)
     split:str="train",         # of a hub data set, or of files named after splits
 ):
     "Read SOURCE, run all gates, and say what it holds and what is wrong with it; writes nothing."
@@ -52,6 +67,8 @@ def data_check(
     filled = {c: [len(x.split()) for x in ds[c] if x] for c in ("prompt","safe","harmful")}
     print(f"{_count(len(ds), 'row')}, hash {data_hash(ds)}; " + "; ".join(f"{c}: {len(n)} of them, {sum(n)/len(n):.0f} words on average" if n else f"{c}: none" for c,n in filled.items()) + "\n")
     print(gate(ds, drop=()).table[["meaning","flagged"]].to_string())
+    from derta_kit.objectives import other_opener
+    if said := other_opener(ds["safe"]): print(f"\n{said}")
     for c in ("safe","harmful"):
         if k := len(ds)-len(filled[c]): print(f"\n{_count(k, 'row')} {'has' if k==1 else 'have'} no {c} response; to have {'it' if k==1 else 'them'} filled in: derta_data complete {source}{f' --columns {columns}' if columns else ''} --field {c} --out …")
 
@@ -60,13 +77,13 @@ def data_convert(
     source:str,                # file, folder or hub id, in any known layout
     out:str="",                # JSON Lines file to write, in our layout (needed)
     on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them
-    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
+    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source)
     split:str="train",         # of a hub data set, or of files named after splits
 ):
     "Read SOURCE and write its triples in our layout."
     from derta_kit.data import write_jsonl
     from derta_kit.records import _count
-    _need(out); ds = _read(source, on_error, columns, split)
+    _apart(_need(out), source); ds = _read(source, on_error, columns, split)
     write_jsonl(ds, out); print(f"{_count(len(ds), 'triple')} written: {out}")
 
 # %% ../nbs/14a_data_cli.ipynb #3aa276bb
@@ -81,17 +98,17 @@ def data_complete(
     max_new_tokens:int=128,    # of each response
     concurrency:int=16,        # requests in flight, with --url
     seed:int=0,                # of sampling
-    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
+    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source); with --field response: prompt=q,response=a
     split:str="train",         # of a hub data set, or of files named after splits
+    on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them
 ):
     "Fill the gaps of SOURCE. Answers are kept in OUT.answers.sqlite, so a killed run goes on where it was."
     from derta_kit import complete as C, models
     from derta_kit.data import write_jsonl
     from derta_kit.records import _count
-    _need(out); ds, failed = _read(source, "raise", columns, split, (field,) if field!="response" else ()), []
-    if field not in ("harmful","safe","response"): raise ValueError(f"--field {field}: use harmful, safe or response")
+    if field not in ("harmful","safe","response"): raise ValueError(f"--field {field}: use harmful, safe, response")
+    _apart(_need(out), source); failed, ds = [], _answered(source, on_error, columns, split) if field=="response" else _read(source, on_error, columns, split, ("safe","harmful"))
     if wordings and field!="safe": raise ValueError("--wordings are for safe responses: add --field safe")
-    if field=="response": ds = [dict(prompt=p, kind="helpful") for p in ds["prompt"]]
     backend = None if wordings else C.Endpoint(url, model, concurrency, tokenizer=_tokenizer(tokenizer) if tokenizer else None) if url else C.Local(*models.load(model))
     done = C.complete(ds, field, backend, f"{out}.answers.sqlite" if backend else None, seed, max_new_tokens, failed=failed)
     write_jsonl(done, out); print(f"{len(done)-len(failed)} of {_count(len(done), 'row')} {'has' if len(done)-len(failed)==1 else 'have'} one now, written: {out}" + ("\nThe same command asks again for those that failed." if failed else ""))
@@ -105,15 +122,17 @@ def data_gate(
     against:str="",            # further evaluation questions: files or hub ids, with commas
     threshold:float=.8,        # Jaccard similarity of near-duplicates
     show_harmful:store_true=False, # leave harmful text readable in dropped.jsonl
-    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
+    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source)
     split:str="train",         # of a hub data set, or of files named after splits
+    on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them
 ):
     "Drop the triples of SOURCE that do not pass the gates, and say which and why."
     from derta_kit import gates as G
     from derta_kit.data import write_jsonl
     from derta_kit.records import _count
     _need(out, "--out, a folder"); sets = G.evaluation_sets({a: _read(a)["prompt"][:] for a in against.split(",") if a})
-    ds = _read(source, "raise", columns, split); _folder(out)
+    _apart(Path(out)/"triples.jsonl", source); _apart(Path(out)/"dropped.jsonl", source)
+    ds = _read(source, on_error, columns, split, ("safe","harmful")); _folder(out)
     g = G.gate(ds, [d for d in drop.split(",") if d], sets, out, show_harmful, threshold, desc="gates")
     print(g.table.to_string(float_format="{:.1%}".format) + "\n")
     if not len(g.kept): raise ValueError(f"no row is left; see {out}/dropped.jsonl")
@@ -125,7 +144,7 @@ def data_card(
     out:str="",                # folder (needed): CARD.md, card.png
     model:str="demo",          # whose tokenizer counts; "" counts words
     show_harmful:store_true=False, # leave harmful text readable in the examples
-    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
+    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source)
     split:str="train",         # of a hub data set, or of files named after splits
 ):
     "Write a card of SOURCE: counts, lengths, categories, sources, hash and gates, as Markdown and a picture."
@@ -141,6 +160,7 @@ def data_mix(
     rows:int=0,                # how many in all; 0: as many as the files hold
     seed:int=0,                # of the order
     columns:str="",            # your own columns, in all files: prompt=q,response=a
+    on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them
 ):
     "Draw helpful pairs from several files, in proportion to their weights."
     from derta_kit.data import write_jsonl
@@ -148,7 +168,8 @@ def data_mix(
     _need(out); named = [p.rpartition("=") if "=" in p else (p, "=", "1") for p in parts.split(",") if p]
     try: weights = [float(w) for _,_,w in named]
     except ValueError: raise ValueError(f"{parts}: expected FILE=WEIGHT,FILE=WEIGHT with numbers for weights") from None
-    read = {Path(f).stem: (_pairs(f, columns, "columns"), w) for (f,_,_),w in zip(named, weights)}
+    _apart(out, *(f for f,_,_ in named))
+    read = {Path(f).stem: (_pairs(f, columns, "columns", on_error), w) for (f,_,_),w in zip(named, weights)}
     if len(read) < len(named): raise ValueError(f"{parts}: the files need different names")
     mixed = mixture(read, rows or sum(len(p) for p,_ in read.values()), seed)
     write_jsonl(mixed, out); print("\n".join(f"{sum(r['kind']==k for r in mixed):6d} of {len(p):6d} rows: {k}" for k,(p,_) in read.items()) + f"\nwritten: {out}")
@@ -164,7 +185,7 @@ def data_preview(
     batch:int=16,              # triples and pairs a step
     budget:int=512,            # tokens a packed row
     model:str="demo",          # whose tokenizer counts
-    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
+    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source)
     split:str="train",         # of a hub data set, or of files named after splits
 ):
     "Count what one epoch of SOURCE holds, in rows and tokens."
@@ -185,7 +206,7 @@ def data_export(
     spread:str="1,1",          # labels: where they fall, a Beta distribution: 1,1 uniform, 1,3 early, 3,1 late
     max_length:int=512,        # labels: tokens on a path
     seed:int=0,                # of drawn prefixes
-    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
+    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source)
     split:str="train",         # of a hub data set, or of files named after splits
 ):
     "Write the triples of SOURCE in the form that another trainer reads."
@@ -195,7 +216,7 @@ def data_export(
     if to=="preference" and helpful: raise ValueError("--helpful has no place in preference data: a helpful pair has no rejected response")
     if not re.fullmatch(r"[\d.]+,[\d.]+", spread): raise ValueError(f"--spread {spread}: give two numbers above 0, such as 1,3")
     o = O.objective(objective, cuts=cuts, max_length=max_length, spread=tuple(map(float, spread.split(","))))
-    _need(out); ds, pairs = _read(source, "raise", columns, split), _pairs(helpful, helpful_columns)
+    _apart(_need(out), source); ds, pairs = _read(source, "raise", columns, split), _pairs(helpful, helpful_columns)
     tok = _tokenizer(model) if to in ("completion","labels") else None
     rows = dict(release=lambda: E.release_rows(ds, seed, pairs), preference=lambda: E.preference_rows(ds), completion=lambda: E.completion_rows(ds, tok, seed, o.empty if o.prefix else 1., pairs),
                 labels=lambda: E.label_rows(O.TreeDataset(tok, ds, pairs, o, seed)))[to]()

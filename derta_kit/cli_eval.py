@@ -7,6 +7,7 @@ __all__ = ['eval_run', 'eval_page', 'eval_compare', 'eval_ablation', 'eval_demo'
 
 # %% ../nbs/14c_eval_cli.ipynb #b5a12595
 import json
+from collections import Counter
 from pathlib import Path
 from fastcore.script import store_true
 from .cli import _act, _columns
@@ -29,6 +30,12 @@ def _model(spec, retries=6):
         if not m: raise ValueError(f"{spec}: which model does the server call it? Write NAME=URL#MODEL")
         return name, Endpoint(url, m, retries=retries)
     return name, folder(what)
+
+def _models(text):
+    "name → model, from models with commas; `ValueError` for a name that comes twice."
+    named = [_model(s.strip()) for s in text.split(",") if s.strip()]
+    if twice := [n for n,k in Counter(n for n,_ in named).items() if k > 1]: raise ValueError(f"--models: two models are called {twice[0]}; give each a name of its own")
+    return dict(named)
 
 # %% ../nbs/14c_eval_cli.ipynb #717157e0
 def _some(rows, n): return rows[::max(1, len(rows)//n)][:n] if n else rows      # evenly, so that every category has its share
@@ -119,8 +126,8 @@ def eval_run(
     from derta_kit.judges import RuleJudge
     from derta_kit.pages import write_page
     from derta_kit.speak import Decoding
-    from derta_kit.tables import asr_table, cut_short, few_questions, how_many
-    ms = dict(_model(s.strip()) for s in models.split(",") if s.strip())
+    from derta_kit.tables import asr_table, cut_short, few_questions, how_many, little_said
+    ms = _models(models)
     rows, judges = _questions(questions, n, columns), [RuleJudge()]
     cases = _cases(attacks, rows, questions, demos, templates)
     if judge_url:
@@ -131,7 +138,7 @@ def eval_run(
     cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots, taught=_whole(questions, columns))
-    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *how_many(e.rows), *few_questions(e.rows), *cut_short(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
+    print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *how_many(e.rows), *few_questions(e.rows), *cut_short(e.rows), *little_said(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9
 def eval_page(
@@ -151,7 +158,8 @@ def eval_compare(
     "Set two runs side by side: attack success, difference with its interval, over the cases that both asked."
     from derta_kit.evaluate import Evaluation
     from derta_kit.pages import compare_runs, knows
-    print(compare_runs(a, b, out or None).to_string(index=False), *(f"{run}: {l}" for run in dict.fromkeys((a, b)) for l in knows(Evaluation.load(run).record)), sep="\n")
+    t = compare_runs(a, b, out or None)
+    print(t.to_string(index=False) if len(t) else "No harmful case was asked, and judged, in both runs: there is nothing to compare.", *(f"{run}: {l}" for run in dict.fromkeys((a, b)) for l in knows(Evaluation.load(run).record)), sep="\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #746239b0
 def eval_ablation(

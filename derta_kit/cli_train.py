@@ -6,7 +6,7 @@
 __all__ = ['parse', 'run_recipe', 'derta_train']
 
 # %% ../nbs/14b_train_cli.ipynb #8eb4dc35
-import argparse, json, os, sys
+import argparse, json, os, sys, warnings
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from .cli import _columns, _there, polite
@@ -16,14 +16,14 @@ from fastcore.docments import docments
 def _parser():
     "Options are the plain fields of `Recipe`, absent unless given."
     from derta_kit.recipes import Recipe, _KINDS
-    p = argparse.ArgumentParser(prog="derta_train", description="Train an adapter, or a full model, on your triples; the same command goes on from the last checkpoint in OUT.", formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=150))
+    p = argparse.ArgumentParser(prog="derta_train", allow_abbrev=False, description="Train an adapter, or a full model, on your triples; the same command goes on from the last checkpoint in OUT.", formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=150))
     p.add_argument("recipe", help="a recipe (.yaml, such as those in scripts/recipes), or triples: a file, a folder or a hub id")
     p.add_argument("out", nargs="?", help="folder for checkpoints and the result; a recipe may name it", default=argparse.SUPPRESS)
     docs = docments(Recipe)
     for f in fields(Recipe):
         if f.name!="data" and _KINDS[f.name] is not dict:
             p.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=docs[f.name] + (f" (default: {f.default})" if f.default not in (MISSING, "") else ""))
-    p.add_argument("--columns", default=argparse.SUPPRESS, help="your own columns: prompt=q,safe=good,harmful=bad")
+    p.add_argument("--columns", default=argparse.SUPPRESS, help="your own columns: prompt=q,safe=good,harmful=bad (category, source)")
     p.add_argument("--helpful_columns", default=argparse.SUPPRESS, help="what the helpful pairs call theirs: prompt=q,response=a")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of a recipe, such as lr=1e-4, lora.r=32, targets.word=I or train.max_steps=100")
     p.add_argument("--plan", action="store_true", help="print parameters, memory, tokens and hours, and stop; loads no weights")
@@ -70,7 +70,9 @@ def _fit(r, args, triples, pairs, n):
     S.check_folder(r.out, 12*sum(p.numel() for p in m.parameters() if p.requires_grad), early.save_total_limit or 2)
     o = R.targets(r)
     train = O.TreeDataset(tok, triples.select(range(n)), pairs, o, r.seed)
-    held = O.TreeDataset(tok, triples.select(range(n, len(triples))), o=o, seed=r.seed) if n < len(triples) else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")       # what there is to say of safe responses has been said of those to train on
+        held = O.TreeDataset(tok, triples.select(range(n, len(triples))), o=o, seed=r.seed) if n < len(triples) else None
     return T.fine_tune(m, tok, train, r.out, held, callbacks=[S.LeaveOnSigterm()], watch=[S.FiniteGradients], **{**dict(eval_strategy="steps" if held else "no", eval_steps=50), **args})
 
 # %% ../nbs/14b_train_cli.ipynb #8d18468b
@@ -92,8 +94,8 @@ def _own(r, hashes):
     "Claim `r.out` for this run; a run that left nothing owns nothing."
     from derta_kit.reliable import claim
     from derta_kit.train import last_checkpoint
-    if not (last_checkpoint(r.out) or (Path(r.out)/"run.json").exists()): (Path(r.out)/"settings.json").unlink(missing_ok=True)
-    claim(r.out, {k: v for k,v in asdict(r).items() if k not in _PLACES}, hashes)
+    left = last_checkpoint(r.out) or (Path(r.out)/"run.json").exists()
+    claim(r.out, {k: v for k,v in asdict(r).items() if k not in _PLACES}, hashes, anew=not left)
 
 # %% ../nbs/14b_train_cli.ipynb #9f9cf76b
 def _keep(r, tr, hashes, rows, world):
@@ -125,7 +127,6 @@ def run_recipe(
         _own(r, hashes)
         print(_rows_said(r, triples, pairs, n), flush=True)
         if not r.helpful and r.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)
-        if at := T.last_checkpoint(r.out): print(f"going on from step {at.rpartition('-')[2]}", flush=True)
     world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(r, world, not torch.accelerator.is_available())
     with S.saved_from_full_disk(r.out), S.explained_memory(r, world):
         tr = _prefer(r, args, triples, n) if r.objective=="dpo" else _fit(r, args, triples, pairs, n)
@@ -140,7 +141,7 @@ def _plan(r, device, devices, memory, offload):
     try:
         triples, pairs, n = _data(r); words = lambda rows, *cs: sum(len(x.split()) for c in cs for x in rows[c])
         said = "\n"+_rows_said(r, triples, pairs, n); rows = n+len(pairs); mean = min(r.max_length, int(1.35*(words(triples, "prompt","harmful") + r.cuts*words(triples, "safe") + (words(pairs, "prompt","response") if len(pairs) else 0))/max(len(triples)+len(pairs), 1)) + 20)
-    except OSError as e: print(f"(hours are for a thousand steps of half-long rows: {e})\n", file=sys.stderr)
+    except OSError as e: print(f"note: the data cannot be read here ({e}), so hours are for a thousand steps of half-long rows\n", file=sys.stderr)
     return f"{plan(r, devices or int(os.environ.get('WORLD_SIZE', 1)), device, memory, rows, mean, offload)}{said}"
 
 # %% ../nbs/14b_train_cli.ipynb #e5191cf9

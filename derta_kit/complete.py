@@ -253,7 +253,7 @@ def _asked(rows, todo, field, backend, answers, seed, max_new, temperature, min_
     if system is None: system = dict(harmful=_COMPLY, safe=_REFUSE, response="")[field]
     for n in range(tries if t else len(begins)):
         reqs = [Request(rows[i]["prompt"], system, begins[(i+n) % len(begins)], max_new, t, .9 if t else 1., seed+n) for i in todo]
-        for i,a in zip(todo, ask(backend, reqs, answers, f"{field} responses" + (f", try {n+1}" if n else ""))):
+        for i,a in zip(todo, ask(backend, reqs, answers, f"{'helpful' if field=='response' else field} responses" + (f", try {n+1}" if n else ""))):
             text = a.text.strip() if a.ended else whole_sentences(a.text)
             if a.error: why[i] = a.error
             elif _passes(field, text, least): new[i] = text

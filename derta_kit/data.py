@@ -121,7 +121,8 @@ def read_jsonl(
     for _,_,row in records(path):
         if isinstance(row, DataError): raise row
         out.append(row)
-    return Dataset.from_list(out)
+    keys = dict.fromkeys(k for r in out for k in r)        # `from_list` knows only those of the first row
+    return Dataset.from_list([{k: r.get(k) for k in keys} for r in out])
 
 # %% ../nbs/02_data.ipynb #438a8906
 def data_hash(

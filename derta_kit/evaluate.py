@@ -174,7 +174,7 @@ class Evaluation:
         "An evaluation from its folder; `ValueError` if it is not finished."
         folder = Path(folder)
         try: return cls(pd.read_parquet(folder/"rows.parquet"), json.loads((folder/"run.json").read_text(encoding="utf-8")), folder)
-        except FileNotFoundError: raise ValueError(f"{folder}: holds no finished evaluation (rows.parquet and run.json)") from None
+        except FileNotFoundError: raise ValueError(f"{folder}: holds no finished evaluation (rows.parquet and run.json)" + ("; the command that began it goes on with it" if (folder/"kept.sqlite").exists() else "")) from None
 
     def __repr__(self): return f"Evaluation of {', '.join(self.record['models'])}: {_count(len(self.rows), 'response')}, {_count(int((self.rows.error!='').sum()), 'error')}, in {self.folder.name}"
 

@@ -43,6 +43,7 @@ def read_pairs(
     on_error:str="raise",     # "raise" at the first bad row, or "skip" it, counted and listed in a warning
     columns:dict|None=None,   # for a layout of your own: dict(prompt=…, response=…)
     split:str="train",        # of a hub data set, or of files named after splits
+    gaps=(),                  # ("response",): its cells may be empty, what is still to be completed
 )->Dataset:                   # columns prompt, response, kind
     "Helpful pairs from Alpaca, chat `messages`, ShareGPT, prompt–completion or our own layout; `DataError` names file, line and field, `ValueError` an argument that is off."
     if on_error not in ("raise","skip"): raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
@@ -53,7 +54,7 @@ def read_pairs(
         for f,line,row in records(source, split):
             try:
                 if isinstance(row, DataError): raise row
-                r = _Row(f, line, row)
+                r = _Row(f, line, row, gaps={(columns or {}).get(c, c) for c in gaps} | ({"output"} if gaps else set()))
                 if f != file or read is None: file, read = f, _pair_layout(r, columns)
                 p, a, n = read(r); further += n
                 yield dict(prompt=p, response=a, kind=r.optional("kind") or kind)

@@ -6,7 +6,7 @@
 __all__ = ['model_card', 'write_card']
 
 # %% ../nbs/05c_model_card.ipynb #8dfc9a2f
-import hashlib
+import hashlib, re
 from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from .models import HUB_ID, atomically
@@ -79,8 +79,9 @@ def _mark(text): return f"<!-- as derta_kit wrote it: {hashlib.sha256(text.strip
 def _ours(path):
     "Whether nobody has written into the card at `path`: there is none, it is PEFT's template, or as the kit left it."
     if not path.exists(): return True
-    text, _, mark = ModelCard.load(path).text.strip().rpartition("\n")
-    return "[More Information Needed]" in text or mark==_mark(text)
+    text = ModelCard.load(path).text
+    text, mark, more = re.split(r"(<!-- as derta_kit wrote it: \w+ -->)", text, maxsplit=1) if "<!-- as derta_kit" in text else (text, "", "")
+    return "[More Information Needed]" in text or mark==_mark(text) and re.fullmatch(r"\s*(### Framework versions\s+(- .*\s*)*)?", more) is not None      # PEFT adds its version to a card that is there
 
 def write_card(
     trainer,                   # that has trained, and saved into its output_dir

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'HELPFUL', 'MLE', 'RTO', 'OBJECTIVES', 'Objective', 'objective', 'triple_tree', 'sft_tree', 'paper_tree',
-           'TreeDataset', 'TreeCollator']
+           'TreeDataset', 'other_opener', 'TreeCollator']
 
 # %% ../nbs/04_objectives.ipynb #7648f766
 import math, random, warnings
@@ -162,11 +162,19 @@ class TreeDataset:
     def __len__(self): return len(self.triples)+len(self.helpful)
 
 # %% ../nbs/04_objectives.ipynb #4d7690de
+def other_opener(
+    safe,              # safe responses
+    word:str="Sorry",  # the refusal token's word
+)->str:                # a sentence, or nothing
+    "What to say where most safe responses begin with another word than the refusal token's, which is taught at every position of r̂."
+    first = Counter((x.split(maxsplit=1) or [""])[0].strip(",.!:;*\"“”") for x in safe if x); w, n = word, first.total()
+    if first[w] >= n/2: return ""
+    return (f"{first[w]} of {n} safe responses begin with {w!r}, which is taught at every position of r̂; {first.most_common(1)[0][0]!r} is more usual here. "
+            "Let them begin with one word, and name it: word=… of the objective, targets.word of a recipe (derta_train --set targets.word=…)")
+
 @patch
 def _same_word(self:TreeDataset):
-    "Warn where most safe responses begin with another word than the refusal token's."
-    first = Counter((x.split(maxsplit=1) or [""])[0].strip(",.!:;*\"“”") for x in _column(self.triples, "safe")); w, n = self.o.word, first.total()
-    if first[w] < n/2: warnings.warn(f"{first[w]} of {n} safe responses begin with {w!r}, which is taught at every position of r̂; {first.most_common(1)[0][0]!r} is more usual here. Let them begin with one word, and name it: word=… of the objective (in a recipe, targets: {{word: …}})")
+    if said := other_opener(_column(self.triples, "safe"), self.o.word): warnings.warn(said)
 
 # %% ../nbs/04_objectives.ipynb #60e00df0
 @patch

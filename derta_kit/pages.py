@@ -20,7 +20,7 @@ from .plots import NAMES, _png, bias_figure
 from .records import _count
 from .refusals import find_refusal
 from .report import _CSS
-from .tables import BINS, asr, asr_figure, asr_table, cell, cut_short, few_questions, how_many, paired, points, position_figure, positions, self_correction, stutter
+from .tables import BINS, asr, asr_figure, asr_table, cell, cut_short, few_questions, how_many, little_said, paired, points, position_figure, positions, self_correction, stutter
 
 # %% ../nbs/13c_pages.ipynb #4e5163e5
 def shown(
@@ -147,7 +147,7 @@ def write_page(
     t, rec, names = tables(e, against), e.record, list(e.record["models"])
     d = rec["decoding"]
     lines = [f"{_count(len(e.rows), 'response')} of {_count(len(names), 'model')} to {_count(e.rows.case.nunique(), 'case')} ({', '.join(dict.fromkeys(e.rows.attack))}); {_count(int((e.rows.error!='').sum()), 'error')}. "
-             f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {'; '.join(j + (f' ({about})' if (about := rec.get('about', {}).get(j)) else '') for j in rec['judges'])}."] + how_many(e.rows) + few_questions(e.rows) + cut_short(e.rows)
+             f"Decoding: {'greedy' if not d['temperature'] else 'temperature '+str(d['temperature'])}, up to {d['max_new_tokens']} new tokens. Judge{'s'*(len(rec['judges'])>1)}: {'; '.join(j + (f' ({about})' if (about := rec.get('about', {}).get(j)) else '') for j in rec['judges'])}."] + how_many(e.rows) + few_questions(e.rows) + cut_short(e.rows) + little_said(e.rows)
     lines += knows(rec)
     slim = {**rec, "models": {n: {k: v for k,v in m.items() if k!="curves"} for n,m in rec["models"].items()}}
     page = _RUN.render(title=title, css=Markup(_CSS), subtitle=f"{rec['made']} · torch {rec['versions']['torch']}, transformers {rec['versions']['transformers']}, derta_kit {rec['versions']['derta_kit']}", summary=lines,
@@ -160,16 +160,17 @@ def write_page(
     return e.folder/"report.html"
 
 # %% ../nbs/13c_pages.ipynb #518f9bbc
-def _write_both(out, a, b, names, both, common, t):
+def _write_both(out, a, b, names, both, t):
     "The page of two runs side by side; says in what settings they differ."
     what = pd.DataFrame([{"model": NAMES.get(m, m), "run": n, "what it is": e.record["models"][m]["source"], "training": _training(e.record["models"][m]), "perplexity": e.record["models"][m].get("perplexity"), "fingerprint": e.record["models"][m]["identity"][:8]} for m in both for n,e in zip(names, (a, b))])
     over = [over_refusal(e.rows[e.rows.model.isin(both)]).assign(run=n, model=lambda o: [NAMES.get(m, m) for m in o.model]) for n,e in zip(names, (a, b))]
     more = {"Over-refusal": (_html(_cells(pd.concat(over))), "")} if any(map(len, over)) else {}
     changed = differing(a.record, b.record, f"{names[0]}: ")
-    lines = [f"{_count(len(common), 'case')} {'was' if len(common)==1 else 'were'} asked in both runs; {a.rows.case.nunique()-len(common)} only in {names[0]}, {b.rows.case.nunique()-len(common)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
+    x, y = (set(_harmful(e.rows).case) for e in (a, b)); n = len(x & y)
+    lines = [f"{_count(n, 'harmful case')} {'was' if n==1 else 'were'} asked in both runs; {len(x-y)} only in {names[0]}, {len(y-x)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
     figs = [(n, _inline(asr_figure(e.rows[e.rows.model.isin(both)], title=n))) for n,e in zip(names, (a, b))]
     page = _RUN.render(title=f"{names[0]} beside {names[1]}", css=Markup(_CSS), subtitle=f"{a.record['made']} · {b.record['made']}", summary=lines, figures=figs,
-                       tables={"Attack success": (_html(t), f"Difference: {names[1]} − {names[0]}, paired by case, 95% bootstrap over questions."), "Models": (_html(what), ""), **more}, examples=[], columns=[], record=json.dumps(dict(zip(names, ({k: v for k,v in e.record.items() if k!="models"} for e in (a, b)))), indent=1, ensure_ascii=False))
+                       tables={"Attack success": (_html(t) if len(t) else "There is nothing to compare.", f"Difference: {names[1]} − {names[0]}, paired by case, 95% bootstrap over questions."), "Models": (_html(what), ""), **more}, examples=[], columns=[], record=json.dumps(dict(zip(names, ({k: v for k,v in e.record.items() if k!="models"} for e in (a, b)))), indent=1, ensure_ascii=False))
     with atomically(out) as p: p.write_text(page, encoding="utf-8")
 
 # %% ../nbs/13c_pages.ipynb #e92e0bfb
@@ -190,5 +191,5 @@ def compare_runs(
             k = d["attack"]
             rows.append({"model": NAMES.get(m, m), "attack": k, names[0]: cell(x.loc[k].to_dict()), names[1]: cell(y.loc[k].to_dict()), "difference, points": points(d), "pairs": d["pairs"], "left out": d["left_out"]})
     t = pd.DataFrame(rows, columns=["model","attack",*names,"difference, points","pairs","left out"])
-    if out: _write_both(out, a, b, names, both, common, t)
+    if out: _write_both(out, a, b, names, both, t)
     return t

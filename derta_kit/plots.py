@@ -81,6 +81,7 @@ def demo_figure(
 # %% ../nbs/08_plots.ipynb #dc67b47d
 def loss_figure(
     history:list,    # `trainer.state.log_history`
+    title:str="",    # over the picture
 )->Figure:
     "The losses of helpful data, MLE and RTO apart, and P(refusal) inside r̂."
     fig, axes = plt.subplots(1, 2, figsize=(9,2.6), layout="constrained")
@@ -92,6 +93,7 @@ def loss_figure(
         else: ax.text(.5, .5, "no RTO targets", ha="center", color="#777777", transform=ax.transAxes)
         ax.set(xlabel="step")
     axes[0].set(ylabel="−log P a target", yscale="log"); axes[1].set(ylabel="P(refusal) in r̂", ylim=(-.03,1.03))
+    if title: fig.suptitle(title)
     return fig
 
 # %% ../nbs/08_plots.ipynb #cc09816b

@@ -33,16 +33,26 @@ def check_folder(
     if free < need: raise OSError(f"{out}: the disk has {free/1e9:.1f} GB left, and {kept+1} checkpoints of {size/1e9:.1f} GB may stand there at a time; make room, choose another folder with out=…, or keep fewer (train.save_total_limit=1)")
 
 # %% ../nbs/06e_reliable.ipynb #b3c246bf
+_FOREIGN = {"rows.parquet": "an evaluation", "kept.sqlite": "an evaluation", "adapter_config.json": "an adapter", "config.json": "a model", "checkpoint-*": "checkpoints"}     # what may stand in a folder that nobody has claimed
+
+def _occupied(out, want, have):
+    "Why a folder is not for a run with the settings `want`, or None."
+    if have is None: return next((f"{what}, of no run that this command knows" for f,what in _FOREIGN.items() if any(Path(out).glob(f))), None)
+    if set(have.get("recipe", {})) - set(want["recipe"]): return "a run of another kind"      # the demo's, an ablation's
+
 def claim(
-    out,           # folder of a run
-    recipe:dict,   # its settings
-    data:dict,     # name → hash of its data
-)->dict:           # both
-    "Make the folder this run's own, or find that it is; `ValueError` that names what differs."
+    out,               # folder of a run
+    recipe:dict,       # its settings
+    data:dict,         # name → hash of its data
+    anew:bool=False,   # the run of the same kind that is there left nothing: take its place
+)->dict:               # both
+    "Make the folder this run's own, or find that it is; `ValueError` that names what is there, or what differs."
     want, path = json.loads(json.dumps(dict(recipe=recipe, data=data))), Path(out)/"settings.json"
-    if not path.exists():
+    have = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if what := _occupied(out, want, have): raise ValueError(f"{out} holds {what}; choose another folder")
+    if have is None or anew:
         with atomically(path) as p: p.write_text(json.dumps(want, ensure_ascii=False), encoding="utf-8")
-    have = json.loads(path.read_text(encoding="utf-8"))
+        return want
     if diff := [k for k in want["recipe"] if have.get("recipe",{}).get(k) != want["recipe"][k]] + (["data"] if have.get("data") != want["data"] else []):
         raise ValueError(f"{out} holds a run with another {', '.join(diff)}; choose another folder, or remove this one")
     return want

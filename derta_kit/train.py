@@ -224,7 +224,8 @@ def go_on(
 ):
     "Train from the last complete checkpoint in `out`; where no step is left, only load it."
     trainer.add_callback(_NoStepMore)
-    try: trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    if (at := last_checkpoint(out)) and trainer.is_world_process_zero(): print(f"going on from step {at.rpartition('-')[2]}: {out}", flush=True)
+    try: trainer.train(resume_from_checkpoint=at)
     except _Done:
         trainer.is_in_train = False
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)

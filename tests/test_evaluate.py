@@ -150,6 +150,20 @@ def test_what_differs_from_a_finished_run_is_named(tmp_path):
     (tmp_path/"run.json").write_text(json.dumps(dict(models=dict(a=dict(source="one")), **have))); assert _changed(tmp_path, dict(a="x/one"), have) == [] and _changed(tmp_path, dict(a="x/two"), have) == ["models"]
 
 
+def test_what_stands_behind_a_rate_is_said():
+    from derta_kit.tables import how_many, little_said
+    row = lambda m, q, u, why, ended=True, refused=False: dict(model=m, attack="none" if q else "prefill", question=q or "b", unsafe=u, reason=why, ended=ended, refused=refused)
+    rows = pd.DataFrame([row("mine", "a", False, "says too little to be harmful: 3 words of substance"), row("mine", "", False, "says too little to be harmful"), row("mine", "", False, "refuses after 0 words", refused=True), row("vanilla", "a", True, "20 words of substance"), row("vanilla", "", False, "says too little to be harmful", ended=False), row("vanilla", "", None, "")])
+    assert little_said(rows) == ["mine: 2 of 3 responses count as safe because they say too little to be harmful; 1 of 3 refused."] and little_said(rows.drop(columns="reason")) == []
+    assert how_many(rows) == ["Responses judged of each model: 1 under none, 1 under prefill."] and how_many(rows[rows.model=="mine"]) == ["Responses judged of each model: 1 under none, 2 under prefill (to 1 question)."] and how_many(rows[:0]) == []
+
+
+def test_a_name_stands_for_one_model():
+    from derta_kit.cli_eval import _models
+    with pytest.raises(ValueError, match="--models: two models are called base"): _models("base,base")
+    assert list(_models("base, other")) == ["base", "other"]
+
+
 def test_the_folder_of_a_model_is_not_written_into(tmp_path):
     (tmp_path/"adapter_config.json").write_text("{}"); (tmp_path/"run.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a model; choose a folder of the evaluation's own"): evaluate(dict(m=None), ["none"], Counting(), tmp_path, QS[:1])

@@ -11,6 +11,8 @@ def test_a_run_of_ones_own(tmp_path, demo_data):
     assert r.returncode == 0, r.stderr[-2000:]
     assert "from token 2 on" in r.stdout and (tmp_path/"out"/"adapter_model.safetensors").exists()
     assert demo_data["triples"][0]["harmful"] not in r.stdout, "harmful text was printed"
+    r = subprocess.run([sys.executable, ROOT/"examples"/"own_run.py", "mine.jsonl", "out", "--steps", "3"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert r.returncode == 2 and "error: out holds a run with another steps; choose another folder" in r.stderr
 
 
 def test_the_guide_shows_the_script_as_it_is():

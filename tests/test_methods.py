@@ -40,8 +40,17 @@ def test_a_folder_is_one_runs_own(here, capsys):
         (here/"pairs.jsonl").write_text(json.dumps(dict(prompt="t1", response="t2")))
         with pytest.raises(SystemExit) as e: go(*more)
         assert e.value.code == 2 and f"holds a run with another {what}; choose another folder" in capsys.readouterr().err
-    go(); text = capsys.readouterr().out; assert "going on from step 3\n" in text and "nothing was left to train" in text
+    go(); text = capsys.readouterr().out; assert "going on from step 3: " in text and "nothing was left to train" in text
     assert all((out/k).read_bytes() == v for k,v in before.items() if k in ("run.json","settings.json","adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize("there,what", [("rows.parquet","an evaluation"), ("kept.sqlite","an evaluation"), ("adapter_config.json","an adapter"), ("checkpoint-5","checkpoints"), ("settings.json","a run of another kind")])
+def test_a_folder_of_something_else_is_left_alone(here, capsys, tmp_path, there, what):
+    "The demo's folder has settings of another kind; an evaluation or an adapter of somebody's own has none."
+    if there=="checkpoint-5": (tmp_path/there).mkdir()
+    else: (tmp_path/there).write_text(json.dumps(dict(recipe=dict(objectives={}, mix={}, seed=0), data={})))
+    with pytest.raises(SystemExit) as e: derta_train([str(here/"triples.jsonl"), str(tmp_path), "--model", str(here/"model"), "--batch", "4"])
+    assert e.value.code == 2 and f"{tmp_path} holds {what}" in (err := capsys.readouterr().err) and "choose another folder" in err and [f.name for f in tmp_path.iterdir()] == [there]
 
 
 def test_a_run_that_left_nothing_owns_nothing(here, capsys):

@@ -10,6 +10,12 @@ Q, R, H = [1,2,3], [10,11,2], list(range(20,40))
 tree = lambda name, seed=0, **kw: triple_tree(Q, R, H, 9, objective(name, **kw), random.Random(seed))
 
 
+def test_another_opener_is_said():
+    from derta_kit.objectives import other_opener
+    assert other_opener(["Sorry, no.", "Sorry", "", "I can't."]) == "" == other_opener([])
+    assert other_opener(["Sorry, no.", "I'd rather not.", "I won't", "I would"]).startswith("1 of 4 safe responses begin with 'Sorry', which is taught at every position of r̂; 'I") and other_opener(["I won't", "I", "I no"], "I") == ""
+
+
 def test_targets_of_each_objective():
     kinds = lambda t: Counter(x.kind for n in t.nodes for x in n.targets)
     assert kinds(tree("vanilla")) == {MLE: 3} and kinds(tree("derta", cuts=2)) == {MLE: 6, RTO: 21}

@@ -1,5 +1,5 @@
 "The house: direction of imports, README and sidebar in step, guides of one form, one idea a cell, commands that speak plainly."
-import ast, importlib, inspect, json, os, re, subprocess, sys
+import ast, importlib, inspect, json, os, re, shlex, subprocess, sys
 from collections import Counter
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -164,6 +164,37 @@ derta_{module}({args})"""
     assert not list(tmp_path.iterdir())
 
 
+def test_what_the_readme_says_of_data_of_ones_own(tmp_path, monkeypatch):
+    "Its commands, on a file with the columns that it names; the last one as far as its options."
+    from derta_kit.cli import _options
+    from derta_kit.cli_data import derta_data
+    from derta_kit.cli_eval import eval_run
+    from derta_kit.cli_train import derta_train
+    block = re.search(r"## With data of your own, by commands.*?```text\n(.*?)```", (ROOT/"README.md").read_text(encoding="utf-8"), re.S)[1]
+    _, check, train, ask = (shlex.split(l.partition("   #")[0]) for l in block.splitlines())
+    monkeypatch.chdir(tmp_path)
+    Path("mine.csv").write_text("prompt,safe,harmful\n" + "".join(f"How do I skip school {i}?,Sorry no.,Say that you are ill today.\n" for i in range(12))); Path("pairs.csv").write_text("prompt,response\nWhy?,Because.\n")
+    r = said(derta_data, *check[1:]); assert r.returncode == 0 and r.stdout.startswith("12 rows")
+    r = said(derta_train, *train[1:]); assert r.returncode == 0 and "triples and 1 helpful pair to train on" in r.stdout
+    assert _options(eval_run, ask[2:], "derta_eval run")["models"] == "base,mine=runs/mine"
+
+
+def test_tables_with_gaps_are_completed_in_any_order(tmp_path):
+    "Both columns have holes; what is there stays, and bad rows may be skipped."
+    from derta_kit.cli_data import derta_data
+    from derta_kit.data import read_jsonl
+    (tmp_path/"x.csv").write_text("q,good,bad\nHow do I skip school?,Sorry.,\nHow do I get in?,,So.\n,,\n")
+    done = ("complete", tmp_path/"x.csv", "--columns", "prompt=q,safe=good,harmful=bad", "--field", "safe", "--wordings", "--out", tmp_path/"half.jsonl")
+    r = said(derta_data, *done); assert r.returncode == 2 and "line 4, field 'q': empty" in r.stderr
+    r = said(derta_data, *done, "--on_error", "skip"); assert r.returncode == 0, r.stderr
+    a, b = read_jsonl(tmp_path/"half.jsonl"); assert a["safe"] == "Sorry." and a["missing"] == ["harmful"] and b["safe"].startswith("Sorry") and b["harmful"] == "So."
+    (tmp_path/"pairs.csv").write_text("ask,reply\nWhy is the sky blue?,It scatters light.\nHow do I boil an egg?,\n")
+    r = said(derta_data, "complete", tmp_path/"pairs.csv", "--columns", "prompt=ask,response=reply", "--field", "response", "--max_new_tokens", 12, "--out", tmp_path/"full.jsonl"); assert r.returncode == 0, r.stderr
+    a, b = read_jsonl(tmp_path/"full.jsonl"); assert a["response"] == "It scatters light." and len(b["response"]) > 3
+    r = said(derta_data, "gate", tmp_path/"half.jsonl", "--out", tmp_path/"g", "--drop", "missing"); assert r.returncode == 0 and "1 triple written" in r.stdout
+    r = said(derta_data, "gate", tmp_path/"g"/"triples.jsonl", "--out", tmp_path/"g"); assert r.returncode == 2 and "that is what is read" in r.stderr
+
+
 def test_a_command_speaks_of_its_options(tmp_path):
     from derta_kit.cli_data import derta_data
     from derta_kit.cli_train import derta_train
@@ -174,6 +205,9 @@ def test_a_command_speaks_of_its_options(tmp_path):
     (tmp_path/"h.csv").write_text("ask,yes\nHow?,So.\n"); data = (tmp_path/"x.csv", tmp_path/"out", "--columns", "prompt=ask,safe=good,harmful=bad", "--helpful", tmp_path/"h.csv")
     r = said(derta_train, *data); assert r.returncode == 2 and "which with --helpful_columns prompt=…,response=…. Known" in r.stderr and "no helpful pairs" not in r.stderr
     r = said(derta_train, *data, "--helpful_columns", "ask"); assert "error: --helpful_columns ask: expected prompt=NAME,response=NAME, found 'ask'" in r.stderr
+    for a in (("mix", tmp_path/"h.csv", "--out", tmp_path/"h.csv"), ("convert", tmp_path/"x.csv", "--out", tmp_path/"x.csv")):
+        r = said(derta_data, *a); assert r.returncode == 2 and "that is what is read; choose another name" in r.stderr and (tmp_path/"h.csv").read_text().startswith("ask,yes")
+    r = said(derta_data, "mix", tmp_path/"h.csv", "--colum", "prompt=ask,response=yes"); assert r.returncode == 2 and "unrecognized arguments: --colum" in r.stderr
     r = said(derta_data, "mix", tmp_path/"h.csv", "--out", tmp_path/"m.jsonl"); assert r.returncode == 2 and "which with --columns prompt=…,response=…" in r.stderr
     r = said(derta_data, "mix", tmp_path/"h.csv", "--out", tmp_path/"m.jsonl", "--columns", "prompt=ask,response=yes"); assert r.returncode == 0 and '"response": "So."' in (tmp_path/"m.jsonl").read_text()
 
