@@ -259,4 +259,4 @@ def test_empty_cells_of_a_spreadsheet_are_filled(tmp_path):
     f.write_text("Frage,gut,schlecht\nHow do I whistle?,Sorry no.,First you purse your lips\nWhy do birds sing?,,Because of the spring\n"); names = ("--columns", "prompt=Frage,safe=gut,harmful=schlecht")
     r = said(derta_data, "complete", f, "--out", out, "--field", "safe", "--wordings", *names); assert r.returncode == 0, r.stderr
     got = [json.loads(l)["safe"] for l in out.read_text().splitlines()]; assert got[0] == "Sorry no." and len(got[1]) > 5
-    r = said(derta_data, "check", f, *names); assert r.returncode == 2 and "empty" in r.stderr        # elsewhere a mistake
+    r = said(derta_data, "convert", f, "--out", tmp_path/"x.jsonl", *names); assert r.returncode == 2 and "line 3, field 'gut': empty" in r.stderr        # elsewhere a mistake
