@@ -107,7 +107,7 @@ def eval_run(
     attacks:str="none,prefill,completing,code", # with commas: none, prefill, avoid, completing, code, cipher (needs --demos), jailbreakchat (needs --templates)
     questions:str="demo",      # "demo" (its held-out ones), or a file of yours with a field prompt or question, and harmful for the attack prefill
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
-    n:int=0,                   # only so many questions; 0: all
+    n:int=0,                   # only so many questions; 0: all (for a short run also --harmless 8)
     base:str="demo",           # what adapters sit on: "demo", a hub id, or a folder
     demos:str="",              # the attack cipher's demonstrations: a few triples, of which prompt and harmful are shown
     templates:str="",          # the attack jailbreakchat's templates: a file with [INSERT PROMPT HERE] in each

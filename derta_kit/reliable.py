@@ -37,7 +37,7 @@ _FOREIGN = {"rows.parquet": "an evaluation", "kept.sqlite": "an evaluation", "ad
 
 def _occupied(out, want, have):
     "Why a folder is not for a run with the settings `want`, or None."
-    if have is None: return next((f"{what}, of no run that this command knows" for f,what in _FOREIGN.items() if any(Path(out).glob(f))), None)
+    if have is None: return next((what for f,what in _FOREIGN.items() if any(Path(out).glob(f))), None)
     if set(have.get("recipe", {})) - set(want["recipe"]): return "a run of another kind"      # the demo's, an ablation's
 
 def claim(
