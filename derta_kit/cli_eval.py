@@ -8,7 +8,6 @@ __all__ = ['eval_run', 'eval_page', 'eval_compare', 'eval_ablation', 'eval_demo'
 # %% ../nbs/14c_eval_cli.ipynb #b5a12595
 import json
 from collections import Counter
-from pathlib import Path
 from fastcore.script import store_true
 from .cli import _act, _columns
 

@@ -113,24 +113,24 @@ def _keep(r, tr, hashes, rows, world):
 
 # %% ../nbs/14b_train_cli.ipynb #0538d0c8
 def run_recipe(
-    r,                 # a `Recipe`, as `recipes.read_recipe` gives it
+    recipe,   # a `Recipe`, as `recipes.read_recipe` gives it
 ):                     # the trainer
     "Train as a recipe says; leaves the result and `run.json` in `r.out`; `ValueError` if another run is there."
     import torch
-    from derta_kit import recipes as R, reliable as S, train as T
+    from derta_kit import recipes as R, reliable as S
     from derta_kit.data import data_hash
     from transformers import set_seed
-    triples, pairs, n = _data(r)
+    triples, pairs, n = _data(recipe)
     hashes = {k: data_hash(v) for k,v in dict(triples=triples, helpful=pairs).items()}
-    S.check_folder(r.out, 0); set_seed(r.seed)
+    S.check_folder(recipe.out, 0); set_seed(recipe.seed)
     if os.environ.get("RANK", "0")=="0":
-        _own(r, hashes)
-        print(_rows_said(r, triples, pairs, n), flush=True)
-        if not r.helpful and r.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)
-    world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(r, world, not torch.accelerator.is_available())
-    with S.saved_from_full_disk(r.out), S.explained_memory(r, world):
-        tr = _prefer(r, args, triples, n) if r.objective=="dpo" else _fit(r, args, triples, pairs, n)
-    if tr.is_world_process_zero(): _keep(r, tr, hashes, dict(triples=n, helpful=len(pairs), held_out=len(triples)-n), world)
+        _own(recipe, hashes)
+        print(_rows_said(recipe, triples, pairs, n), flush=True)
+        if not recipe.helpful and recipe.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)
+    world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(recipe, world, not torch.accelerator.is_available())
+    with S.saved_from_full_disk(recipe.out), S.explained_memory(recipe, world):
+        tr = _prefer(recipe, args, triples, n) if recipe.objective=="dpo" else _fit(recipe, args, triples, pairs, n)
+    if tr.is_world_process_zero(): _keep(recipe, tr, hashes, dict(triples=n, helpful=len(pairs), held_out=len(triples)-n), world)
     return tr
 
 # %% ../nbs/14b_train_cli.ipynb #4ea42646

@@ -106,31 +106,31 @@ def layer_keeps(
 _NF4 = .5 + 1/64 + 4/(64*256)      # bytes a parameter: 4 bits, a byte a block of 64 (double quantisation), a float32 a 256 blocks
 
 def memory(
-    r:Recipe,             # mode, batch, engine, precision
-    config,               # of the model
-    devices:int=1,        # that the run has
-    tokens:int|None=None, # a device holds at a time; default: batch × max_length, the longest rows
-    offload:bool=False,   # weights and optimiser in the host's memory
-    cpu:bool=False,       # weights are float32 there by default
-    chunk:int=256,        # targets whose logits exist at one time
+    recipe:Recipe,          # mode, batch, engine, precision
+    config,                 # of the model
+    devices:int=1,          # that the run has
+    tokens:int|None=None,   # a device holds at a time; default: batch × max_length, the longest rows
+    offload:bool=False,     # weights and optimiser in the host's memory
+    cpu:bool=False,         # weights are float32 there by default
+    chunk:int=256,          # targets whose logits exist at one time
 )->dict:                  # part → bytes on each device
     "What a step holds at its fullest, on each device."
-    s, full = shape(config, r.mode, r.lora), r.mode=="full"
-    n = tokens or r.batch*r.max_length
-    auto, zero = 4 if cpu else 2, r.engine=="zero3" and r.precision!="fp32"                      # DeepSpeed: bfloat16, and a float32 copy of what is trained
-    wide = 2 if zero else {"fp32": 4, "bf16": 2, "mixed": auto if r.mode=="qlora" else 4, "auto": auto}[r.precision]     # of a weight
-    act = 2 if r.precision=="mixed" else wide                                                 # of an activation
+    s, full = shape(config, recipe.mode, recipe.lora), recipe.mode=="full"
+    n = tokens or recipe.batch*recipe.max_length
+    auto, zero = 4 if cpu else 2, recipe.engine=="zero3" and recipe.precision!="fp32"                      # DeepSpeed: bfloat16, and a float32 copy of what is trained
+    wide = 2 if zero else {"fp32": 4, "bf16": 2, "mixed": auto if recipe.mode=="qlora" else 4, "auto": auto}[recipe.precision]     # of a weight
+    act = 2 if recipe.precision=="mixed" else wide                                                 # of an activation
     trained = wide if full or zero else 4                                                     # peft keeps adapters in float32
-    cut = devices if r.engine in ("fsdp2","zero3") else 1
+    cut = devices if recipe.engine in ("fsdp2","zero3") else 1
     held = 0 if offload and cut>1 else 1/cut
-    base = s.body*_NF4+(s.ends+s.small)*wide if r.mode=="qlora" else s.base*wide
+    base = s.body*_NF4+(s.ends+s.small)*wide if recipe.mode=="qlora" else s.base*wide
     adapter = 0 if full else s.trained*trained
     parts = {"weights": (base+adapter)*held + (s.trained*2 if act < trained and cut==1 else 0), "gathered": (2*s.layer+s.head)*act if cut>1 else 0, "gradients": s.trained*trained*held*(2 if cut==1 and devices>1 else 1), "optimiser": s.trained*(12 if zero else 2*trained)*held}
     copies = 0 if act==4 else 2 if wide==2 or cut>1 else 7 if full else 5                                 # an engine that shards hands layers their inputs in bfloat16
-    keeps = layer_keeps(s, r.mode, r.budget or r.max_length, copies)*act
-    back = 3*s.inner*act + (s.largest*act/n if r.mode=="qlora" else 0)                        # gradients inside one layer, and its 4 bits unpacked
-    parts["activations"] = n*(s.layers*s.hidden*(4 if copies > 2 else act)+keeps+back) if r.checkpointing else n*(s.layers*keeps+back)
-    if wide==4 and act==2 and not full: parts["activations"] += 2*(s.layer if r.checkpointing else s.body)*(cut==1)       # narrow copies of frozen weights
+    keeps = layer_keeps(s, recipe.mode, recipe.budget or recipe.max_length, copies)*act
+    back = 3*s.inner*act + (s.largest*act/n if recipe.mode=="qlora" else 0)                        # gradients inside one layer, and its 4 bits unpacked
+    parts["activations"] = n*(s.layers*s.hidden*(4 if copies > 2 else act)+keeps+back) if recipe.checkpointing else n*(s.layers*keeps+back)
+    if wide==4 and act==2 and not full: parts["activations"] += 2*(s.layer if recipe.checkpointing else s.body)*(cut==1)       # narrow copies of frozen weights
     parts["logits"] = min(chunk, n)*s.vocab*4*3 + n*s.hidden*4
     return parts
 
@@ -194,28 +194,28 @@ def __str__(self:Plan):
 def _peak(r, config, s, devices, **kw): return peak(memory(r, config, devices, **kw), s)
 
 def changes(
-    r:Recipe,                # that does not fit
-    config,                  # of the model
-    s:Shape,                 # its sizes
-    devices,                 # that the run has
-    room,                    # bytes of memory of each
-    **kw                     # of `memory`
+    recipe:Recipe,   # that does not fit
+    config,          # of the model
+    s:Shape,         # its sizes
+    devices,         # that the run has
+    room,            # bytes of memory of each
+    **kw             # of `memory`
 ):
     "Settings that make a plan fit, each by itself or with the ones before it, with the memory it then takes."
-    ok = lambda c, n=devices, **k: (b := _peak(c, config, shape(config, c.mode, c.lora) if c.mode!=r.mode else s, n, **{**kw, **k})) <= room*(1-_RESERVE) and f" ({b/1e9:.0f} GB)"
-    tries = [("checkpointing=true", replace(r, checkpointing=True), {})] if not r.checkpointing else []
-    last = replace(r, checkpointing=True)
+    ok = lambda c, n=devices, **k: (b := _peak(c, config, shape(config, c.mode, c.lora) if c.mode!=recipe.mode else s, n, **{**kw, **k})) <= room*(1-_RESERVE) and f" ({b/1e9:.0f} GB)"
+    tries = [("checkpointing=true", replace(recipe, checkpointing=True), {})] if not recipe.checkpointing else []
+    last = replace(recipe, checkpointing=True)
     for b in (8, 4, 2, 1):
-        if b < r.batch: tries.append((f"batch={b}" + ("" if r.checkpointing else " checkpointing=true"), replace(last, batch=b), {})); break_at = b
-    if r.mode=="full": tries.append(("mode=lora precision=bf16 checkpointing=true batch=1", replace(last, mode="lora", batch=1, precision="bf16"), {}))
-    if r.mode!="qlora": tries.append((f"mode=qlora{' precision=auto' if r.precision=='fp32' else ''} checkpointing=true batch=1", replace(last, mode="qlora", batch=1, precision="auto"), {}))
+        if b < recipe.batch: tries.append((f"batch={b}" + ("" if recipe.checkpointing else " checkpointing=true"), replace(last, batch=b), {}))
+    if recipe.mode=="full": tries.append(("mode=lora precision=bf16 checkpointing=true batch=1", replace(last, mode="lora", batch=1, precision="bf16"), {}))
+    if recipe.mode!="qlora": tries.append((f"mode=qlora{' precision=auto' if recipe.precision=='fp32' else ''} checkpointing=true batch=1", replace(last, mode="qlora", batch=1, precision="auto"), {}))
     found, batched = [], False
     for say,c,k in tries:
         if say.startswith("batch") and batched: continue
         if g := ok(c, **k): found.append(say+g); batched |= say.startswith("batch")
     cut = replace(last, engine="fsdp2")
     for n in (2, 4, 8, 16, 32, 64, 128):
-        if n > devices or (n==devices and r.engine not in ("fsdp2","zero3")):
+        if n > devices or (n==devices and recipe.engine not in ("fsdp2","zero3")):
             if g := ok(replace(cut, batch=min(cut.batch, 4)), n): found.append(f"{n} devices with engine=fsdp2 checkpointing=true batch={min(cut.batch, 4)}{g}"); break
     if devices > 1 and not kw.get("offload") and (g := ok(cut, offload=True)): found.append(f"weights and optimiser in the host's memory: scripts/accelerate/fsdp2-offload.yaml{g}")
     return found
@@ -228,14 +228,14 @@ def _steps(r, rows, devices):
     return math.ceil(r.train.get("num_train_epochs", r.epochs)*math.ceil(math.ceil(rows/(r.batch*devices))/(accumulation(r, devices) if r.step % devices==0 else r.step/(r.batch*devices))))
 
 def plan(
-    r:Recipe,                # mode, batch, engine, data
-    devices:int=1,           # that the run has
-    device:str="",           # one of DEVICES, "cpu", or the accelerator of this machine
-    memory_gb:float=0,       # of a device; default: what `device` has
-    rows:int=0,              # triples and pairs of the data, for steps and hours
-    mean:int=0,              # tokens a row (a tree) on average; default: half of max_length
-    offload:bool=False,      # weights and optimiser in the host's memory
-    mfu:float=.3,            # share of the peak that is reached, with what is recomputed
+    recipe:Recipe,        # mode, batch, engine, data
+    devices:int=1,        # that the run has
+    device:str="",        # one of DEVICES, "cpu", or the accelerator of this machine
+    memory_gb:float=0,    # of a device; default: what `device` has
+    rows:int=0,           # triples and pairs of the data, for steps and hours
+    mean:int=0,           # tokens a row (a tree) on average; default: half of max_length
+    offload:bool=False,   # weights and optimiser in the host's memory
+    mfu:float=.3,         # share of the peak that is reached, with what is recomputed
 )->Plan:
     "Parameters, memory by part, tokens a step and hours of a run, from the configuration alone; `ValueError` for a device that is not known."
     acc = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -244,13 +244,13 @@ def plan(
     room, ops = DEVICES.get(device.lower(), (torch.cuda.get_device_properties(0).total_memory if acc and acc.type=="cuda" else 0, 300e12)) if device!="cpu" else (os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES"), 1e11)
     room = memory_gb*1e9 or room
     if not room: raise ValueError(f"device={device!r}: use {', '.join(DEVICES)}, cpu, or give its memory in GB")
-    if r.step % devices == 0: r = dealt(r, devices)
-    config, kw = model_config(r.model), dict(offload=offload, cpu=device=="cpu")
-    s, parts, mean = shape(config, r.mode, r.lora), memory(r, config, devices, **kw), mean or r.max_length//2
-    step = min(r.step or r.batch*devices, rows or math.inf)
-    per = (6 if r.mode=="full" else 4) + 2*r.checkpointing
-    steps = _steps(r, rows, devices)
+    if recipe.step % devices == 0: recipe = dealt(recipe, devices)
+    config, kw = model_config(recipe.model), dict(offload=offload, cpu=device=="cpu")
+    s, parts, mean = shape(config, recipe.mode, recipe.lora), memory(recipe, config, devices, **kw), mean or recipe.max_length//2
+    step = min(recipe.step or recipe.batch*devices, rows or math.inf)
+    per = (6 if recipe.mode=="full" else 4) + 2*recipe.checkpointing
+    steps = _steps(recipe, rows, devices)
     hours = (steps or 1)*step*mean*per*s.active/(ops*mfu*devices)/3600
-    p = Plan(r, devices, device, room, dict(all=s.base, trained=s.trained, active=s.active), parts, peak(parts, s), dict(step=step*mean, rows=step, micro=r.batch*r.max_length, steps=steps), hours, mean=mean, assumed=assumed)
-    if not p.fits: p.would = changes(r, config, s, devices, room, **kw)
+    p = Plan(recipe, devices, device, room, dict(all=s.base, trained=s.trained, active=s.active), parts, peak(parts, s), dict(step=step*mean, rows=step, micro=recipe.batch*recipe.max_length, steps=steps), hours, mean=mean, assumed=assumed)
+    if not p.fits: p.would = changes(recipe, config, s, devices, room, **kw)
     return p

@@ -176,50 +176,50 @@ def read_recipe(
 
 # %% ../nbs/06b_recipes.ipynb #35a53f0e
 def dealt(
-    r:Recipe,          # a checked recipe
-    world:int=1,       # devices
+    recipe:Recipe,   # a checked recipe
+    world:int=1,     # devices
 )->Recipe:
     "With the largest `batch`, up to its own, that deals a step's rows out evenly; `ValueError` where a step is no multiple of the devices."
-    if not r.step: return r
-    if r.step % world: raise ValueError(f"step: {r.step} rows a step cannot be dealt out to {world} devices; use a multiple of {world}")
-    return replace(r, batch=max(b for b in range(1, r.batch+1) if r.step//world % b == 0))
+    if not recipe.step: return recipe
+    if recipe.step % world: raise ValueError(f"step: {recipe.step} rows a step cannot be dealt out to {world} devices; use a multiple of {world}")
+    return replace(recipe, batch=max(b for b in range(1, recipe.batch+1) if recipe.step//world % b == 0))
 
 def accumulation(
-    r:Recipe,          # a checked recipe
-    world:int=1,       # devices
+    recipe:Recipe,   # a checked recipe
+    world:int=1,     # devices
 )->int:
     "How many micro-batches a step has on each device."
-    return r.step//(dealt(r, world).batch*world) if r.step else 1
+    return recipe.step//(dealt(recipe, world).batch*world) if recipe.step else 1
 
 # %% ../nbs/06b_recipes.ipynb #e20a173d
 def targets(
-    r:Recipe,          # a checked recipe
+    recipe:Recipe,   # a checked recipe
 )->Objective:
     "The objective of a recipe."
-    return objective(r.objective, **{**dict(cuts=r.cuts, rto_weight=r.rto_weight, max_length=r.max_length), **{k: tuple(v) if isinstance(v, list) else v for k,v in r.targets.items()}})
+    return objective(recipe.objective, **{**dict(cuts=recipe.cuts, rto_weight=recipe.rto_weight, max_length=recipe.max_length), **{k: tuple(v) if isinstance(v, list) else v for k,v in recipe.targets.items()}})
 
 def _autocasts(r, world, cpu):
     "Whether products are taken in bfloat16 over weights of another type."
     return r.precision=="mixed" or (r.precision!="fp32" and (launched(world)=="zero3" or not (cpu or r.mode=="full")))
 
 def arguments(
-    r:Recipe,          # a checked recipe
-    world:int=1,       # devices
-    cpu:bool=True,     # train on the CPU
+    recipe:Recipe,   # a checked recipe
+    world:int=1,     # devices
+    cpu:bool=True,   # train on the CPU
 )->dict:
     "Arguments for `train.fine_tune`."
-    if (d := dealt(r, world)).batch < r.batch and os.environ.get("RANK", "0")=="0": warnings.warn(f"batch: {d.batch} rows at a time instead of {r.batch}, so that a step of {r.step} is dealt out evenly ({world} × {d.batch})")
-    r = d
-    warmup = dict(warmup_steps=r.warmup if r.warmup < 1 else int(r.warmup))
-    return {**dict(num_train_epochs=r.epochs, learning_rate=r.lr, lr_scheduler_type=r.schedule, **warmup, weight_decay=r.weight_decay, per_device_train_batch_size=r.batch, gradient_accumulation_steps=accumulation(r, world),
-                   budget=r.budget or None, activation_checkpointing=r.checkpointing, bf16=_autocasts(r, world, cpu), use_cpu=cpu, seed=r.seed, engine=r.engine, save_strategy="steps", save_steps=r.save_steps, save_total_limit=2), **r.train}
+    if (d := dealt(recipe, world)).batch < recipe.batch and os.environ.get("RANK", "0")=="0": warnings.warn(f"batch: {d.batch} rows at a time instead of {recipe.batch}, so that a step of {recipe.step} is dealt out evenly ({world} × {d.batch})")
+    recipe = d
+    warmup = dict(warmup_steps=recipe.warmup if recipe.warmup < 1 else int(recipe.warmup))
+    return {**dict(num_train_epochs=recipe.epochs, learning_rate=recipe.lr, lr_scheduler_type=recipe.schedule, **warmup, weight_decay=recipe.weight_decay, per_device_train_batch_size=recipe.batch, gradient_accumulation_steps=accumulation(recipe, world),
+                   budget=recipe.budget or None, activation_checkpointing=recipe.checkpointing, bf16=_autocasts(recipe, world, cpu), use_cpu=cpu, seed=recipe.seed, engine=recipe.engine, save_strategy="steps", save_steps=recipe.save_steps, save_total_limit=2), **recipe.train}
 
 # %% ../nbs/06b_recipes.ipynb #9155b9e3
 def loading(
-    r:Recipe,          # a checked recipe
+    recipe:Recipe,   # a checked recipe
 )->dict:
     "Arguments for `models.load`."
     import torch
-    dtype = dict(auto=None, fp32=torch.float32, bf16=torch.bfloat16, mixed=None if r.mode=="qlora" else torch.float32)[r.precision]
-    storage = dict(storage=torch.bfloat16 if torch.accelerator.is_available() else torch.float32) if r.mode=="qlora" and r.engine=="fsdp2" else {}
-    return dict(mode=r.mode, adapter=r.adapter or None, dtype=dtype, lora=r.lora or None, **storage, **r.load)
+    dtype = dict(auto=None, fp32=torch.float32, bf16=torch.bfloat16, mixed=None if recipe.mode=="qlora" else torch.float32)[recipe.precision]
+    storage = dict(storage=torch.bfloat16 if torch.accelerator.is_available() else torch.float32) if recipe.mode=="qlora" and recipe.engine=="fsdp2" else {}
+    return dict(mode=recipe.mode, adapter=recipe.adapter or None, dtype=dtype, lora=recipe.lora or None, **storage, **recipe.load)

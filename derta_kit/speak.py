@@ -108,21 +108,21 @@ def _in_slots(model, tokenizer, ids, how, d, slots, done):
 
 # %% ../nbs/12b_speak.ipynb #dc811f1e
 def say(
-    model,                   # a causal LM, with or without adapters
-    tokenizer,               # its tokenizer
-    cases:list,              # `attacks.Case`s
-    d:Decoding=Decoding(),   # how it is decoded
-    done=None,               # called as done(number, Said) when one is ready
-    slots:int=64,            # responses written at one time
+    model,                          # a causal LM, with or without adapters
+    tokenizer,                      # its tokenizer
+    cases:list,                     # `attacks.Case`s
+    decoding:Decoding=Decoding(),   # how it is decoded
+    done=None,                      # called as done(number, Said) when one is ready
+    slots:int=64,                   # responses written at one time
 )->list[Said]:               # one a case
     "What the model says to each case."
     out = [None]*len(cases)
     def ready(i, s):
         out[i] = s
         if done: done(i, s)
-    ids = _readable(model, tokenizer, cases, d, ready)
+    ids = _readable(model, tokenizer, cases, decoding, ready)
     at = list(ids)
-    _in_slots(model, tokenizer, [ids[i] for i in at], processors([cases[i] for i in at], tokenizer), d, slots, lambda j,c: ready(at[j], Said(c.text, c.n, c.ended)))
+    _in_slots(model, tokenizer, [ids[i] for i in at], processors([cases[i] for i in at], tokenizer), decoding, slots, lambda j,c: ready(at[j], Said(c.text, c.n, c.ended)))
     return out
 
 # %% ../nbs/12b_speak.ipynb #7a2c63ed
@@ -169,34 +169,34 @@ def _go_on(model, tokenizer, ids, new, live, ended, every, most, slots):
 # %% ../nbs/12b_speak.ipynb #03e61fad
 @torch.inference_mode()
 def guarded(
-    model,                   # a causal LM, with or without adapters
-    tokenizer,               # its tokenizer
-    guard:Recheck,           # when it looks, and from what on it steps in
-    cases:list,              # `attacks.Case`s
-    d:Decoding=Decoding(),   # greedy
-    done=None,               # called as done(number, `Said`) when one is ready
-    slots:int=64,            # responses written at one time
+    model,                          # a causal LM, with or without adapters
+    tokenizer,                      # its tokenizer
+    guard:Recheck,                  # when it looks, and from what on it steps in
+    cases:list,                     # `attacks.Case`s
+    decoding:Decoding=Decoding(),   # greedy
+    done=None,                      # called as done(number, `Said`) when one is ready
+    slots:int=64,                   # responses written at one time
 )->list[Said]:               # `.stopped` says where the guard stepped in
     "What the model says under a guard; without its stepping in, exactly what it says alone (arXiv 2510.18081). Greedy only, else `ValueError`."
-    if d.temperature: raise ValueError("a guard is measured with greedy decoding; use temperature=0")
+    if decoding.temperature: raise ValueError("a guard is measured with greedy decoding; use temperature=0")
     if guard.every < 1: raise ValueError(f"every={guard.every}: give a number of tokens, 1 or more")
     out, head, new, ended = [None]*len(cases), assistant_header(tokenizer), {}, {}
     def ready(i, s):
         out[i] = s
         if done: done(i, s)
-    ids = _readable(model, tokenizer, cases, d, ready)
+    ids = _readable(model, tokenizer, cases, decoding, ready)
     for i in [i for i in ids if cases[i].avoid is not None]: ready(i, Said(error="a guard cannot be combined with decoding that avoids refusals")); del ids[i]
     look = [i for i in ids if cases[i].prefill or not cases[i].chat]     # something stands in the assistant's turn already
     new, live = {i: [] for i in ids}, list(ids)
     while live:
         p = dict(zip(look, p_refusal(model, tokenizer, [ids[i]+new[i]+head for i in look], guard.openers)))
         caught = [i for i in look if p[i] > guard.threshold]
-        said = decode(model, tokenizer, [ids[i]+new[i]+head for i in caught], None, d.max_new_tokens, slots)
+        said = decode(model, tokenizer, [ids[i]+new[i]+head for i in caught], None, decoding.max_new_tokens, slots)
         for i,c in zip(caught, said): t = tokenizer.decode(new[i], skip_special_tokens=True); ready(i, Said(f"{t}\n\n{c.text}" if t else c.text, len(new[i])+c.n, c.ended, stopped=len(new[i])))
-        over = [i for i in live if i not in caught and (i in ended or len(new[i]) >= d.max_new_tokens)]
+        over = [i for i in live if i not in caught and (i in ended or len(new[i]) >= decoding.max_new_tokens)]
         for i in over: ready(i, Said(tokenizer.decode(new[i], skip_special_tokens=True), len(new[i]), i in ended))
         live = look = [i for i in live if i not in caught and i not in over]
-        _go_on(model, tokenizer, ids, new, live, ended, guard.every, d.max_new_tokens, slots)
+        _go_on(model, tokenizer, ids, new, live, ended, guard.every, decoding.max_new_tokens, slots)
     return out
 
 # %% ../nbs/12b_speak.ipynb #d5f8f478
@@ -233,15 +233,15 @@ class _Served(Endpoint):
 
 # %% ../nbs/12b_speak.ipynb #6fd67fb7
 def say_served(
-    endpoint:Endpoint,       # with the model's tokenizer, or without
-    cases:list,              # `attacks.Case`s
-    d:Decoding=Decoding(),   # how it is decoded
-    done=None,               # called as done(number, `Said`) when one is ready
+    endpoint:Endpoint,              # with the model's tokenizer, or without
+    cases:list,                     # `attacks.Case`s
+    decoding:Decoding=Decoding(),   # how it is decoded
+    done=None,                      # called as done(number, `Said`) when one is ready
 )->list[Said]:
     "What the model behind an endpoint says to each case; an error is that of its case."
     out = [None]*len(cases)
     def ready(i, a):
         out[i] = Said(error=a.error) if a.error else Said(a.text.encode("utf-8", "replace").decode(), None, a.ended)    # a server may send half a character
         if done: done(i, out[i])
-    _Served(endpoint).ask([_Ask(c, **asdict(d)) for c in cases], ready)
+    _Served(endpoint).ask([_Ask(c, **asdict(decoding)) for c in cases], ready)
     return out
