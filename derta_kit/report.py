@@ -94,11 +94,11 @@ def _safe(rec, show):
     return rec if show or rec.get("hidden") else {**rec, "hidden": True, "continuation": redact_around(rec["continuation"])}
 
 def redacted(
-    score:dict,        # a scorecard
-    show:bool=False,   # leave harmful text readable
+    score:dict,                # a scorecard
+    show_harmful:bool=False,   # leave harmful text readable
 )->dict:
-    "The scorecard with harmful continuations hidden unless `show`."
-    return {**score, "prefilled": [_safe(r, show) for r in score["prefilled"]]}
+    "The scorecard with harmful continuations hidden unless `show_harmful`."
+    return {**score, "prefilled": [_safe(r, show_harmful) for r in score["prefilled"]]}
 
 # %% ../nbs/13_report.ipynb #824a7d1e
 def _examples(scores, n=3):
