@@ -31,10 +31,12 @@ def _tokenizer(model):
 # %% ../nbs/14a_data_cli.ipynb #af91e6bc
 def _answered(source, on_error, columns, split):
     "Questions with helpful responses, of which some may be missing, or questions alone."
-    from derta_kit.mix import read_pairs
+    from derta_kit.layouts import LAYOUTS
+    from derta_kit.mix import _PAIRS, read_pairs
     from derta_kit.records import records
-    cs = _columns(columns); first = next((r for _,_,r in records(source, split) if isinstance(r, dict)), {})
-    if "response" in cs or (not cs and {"response","output","completion","messages","conversations"} & set(first)): return read_pairs(source, on_error=on_error, columns=cs or None, split=split, gaps=("response",))
+    cs = _columns(columns); first = set(next((r for _,_,r in records(source, split) if isinstance(r, dict)), {}))
+    fits = lambda layouts, but=(): any(need <= first for n,(need,_) in layouts.items() if n not in but)
+    if "response" in cs or (not cs and fits(_PAIRS) and not fits(LAYOUTS, ("instruction and safe response",))): return read_pairs(source, on_error=on_error, columns=cs or None, split=split, gaps=("response",))
     return [dict(prompt=p, kind="helpful") for p in _read(source, on_error, columns, split, ("safe","harmful"))["prompt"]]
 
 # %% ../nbs/14a_data_cli.ipynb #ff826ecf

@@ -191,6 +191,11 @@ def test_tables_with_gaps_are_completed_in_any_order(tmp_path):
     (tmp_path/"pairs.csv").write_text("ask,reply\nWhy is the sky blue?,It scatters light.\nHow do I boil an egg?,\n")
     r = said(derta_data, "complete", tmp_path/"pairs.csv", "--columns", "prompt=ask,response=reply", "--field", "response", "--max_new_tokens", 12, "--out", tmp_path/"full.jsonl"); assert r.returncode == 0, r.stderr
     a, b = read_jsonl(tmp_path/"full.jsonl"); assert a["response"] == "It scatters light." and len(b["response"]) > 3
+    from derta_kit.cli_data import _answered
+    for row in (dict(instruction="Why?", output="harmful", safe_response="Sorry."), dict(prompt="Why?", response="harmful", is_safe=False), dict(prompt="Why?", safe="Sorry.", harmful="harmful")):      # no helpful answers
+        (tmp_path/"t.jsonl").write_text("".join(json.dumps({**row, "is_safe": y} if "is_safe" in row else row)+"\n" for y in (False, True)))
+        rows = list(_answered(tmp_path/"t.jsonl", "raise", "", "train")); assert rows[0]["prompt"] == "Why?" and not any(r.get("response") for r in rows)
+    (tmp_path/"t.jsonl").write_text(json.dumps(dict(instruction="Why?", output="Because."))); assert _answered(tmp_path/"t.jsonl", "raise", "", "train")[0]["response"] == "Because."
     r = said(derta_data, "gate", tmp_path/"half.jsonl", "--out", tmp_path/"g", "--drop", "missing"); assert r.returncode == 0 and "1 triple written" in r.stdout
     r = said(derta_data, "gate", tmp_path/"g"/"triples.jsonl", "--out", tmp_path/"g"); assert r.returncode == 2 and "that is what is read" in r.stderr
 
