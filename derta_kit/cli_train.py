@@ -157,7 +157,9 @@ def derta_train(
         from derta_kit.train import NotFinite
         r, rest = parse(argv)
         if rest.pop("plan"): print(_plan(r, **rest)); return
-        try: run_recipe(r).end()        # and with it the process group, whose threads must not outlive Python
+        try: run_recipe(r).end()        # and with it the process group
         except (EngineError, NotFinite, MemoryError) as e: raise ValueError(str(e)) from e
 
-if __name__=="__main__" and "__file__" in globals(): derta_train()      # python -m derta_kit.cli_train, for torchrun
+if __name__=="__main__" and "__file__" in globals():                        # python -m derta_kit.cli_train, for torchrun
+    from derta_kit.reliable import leave_after
+    leave_after(derta_train)

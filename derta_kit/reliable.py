@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REQUEUE', 'check_folder', 'claim', 'versions', 'record', 'saved_from_full_disk', 'Preempted', 'LeaveOnSigterm',
-           'FiniteGradients', 'explained_memory']
+           'leave_after', 'FiniteGradients', 'explained_memory']
 
 # %% ../nbs/06e_reliable.ipynb #b4b948d9
-import datetime, errno, json, os, platform, shutil, signal, sys, tempfile
+import atexit, datetime, errno, json, os, platform, shutil, signal, sys, tempfile
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -117,8 +117,19 @@ class LeaveOnSigterm(TrainerCallback):
         if not self.told or state.global_step >= state.max_steps: signal.signal(signal.SIGTERM, self.was); return      # else a second one, from a slower launcher, must not kill what is leaving
         if state.is_world_process_zero: print(f"SIGTERM: stopped after step {state.global_step} of {state.max_steps}, checkpoint saved; the same command goes on from there (exit code {REQUEUE}).", file=sys.stderr, flush=True)
         if state.is_local_process_zero and (mark := os.environ.get("DERTA_REQUEUE_MARK")): Path(mark).touch()        # torchrun hides the exit codes of its processes
-        if args.world_size > 1: torch.distributed.barrier(); torch.distributed.destroy_process_group()     # the first process to leave takes the meeting place with it; gloo's threads must not outlive Python
+        if args.world_size > 1: torch.distributed.barrier(); torch.distributed.destroy_process_group()     # the first process to leave takes the meeting place with it
         raise Preempted(state.global_step)
+
+# %% ../nbs/06e_reliable.ipynb #873df0bb
+def leave_after(
+    f,             # what this process is there for; takes nothing
+):
+    "Call `f` and end this process with its exit code; beside other processes, what is registered `atexit` runs, and the interpreter's own end does not."
+    code = 0
+    try: f()
+    except SystemExit as e: code = e.code
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or isinstance(code, str): sys.exit(code)
+    atexit._run_exitfuncs(); sys.stdout.flush(); sys.stderr.flush(); os._exit(code or 0)
 
 # %% ../nbs/06e_reliable.ipynb #d01a663a
 class FiniteGradients(TrainerCallback):

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from derta_kit.engines import EngineCheck
 from derta_kit.models import lora_config
-from derta_kit.reliable import LeaveOnSigterm
+from derta_kit.reliable import LeaveOnSigterm, leave_after
 from derta_kit.train import fine_tune
 
 
@@ -74,6 +74,9 @@ def main(out, engine="auto", kind="llama", mode="full", n=12, stop=None, kill=No
     if ran == "zero3": t.model_wrapped.destroy(); t.accelerator.free_memory(); gc.collect()     # its buffers are gigabytes
 
 
-if __name__ == "__main__":
+def work():
     for job in json.loads(sys.argv[1]): main(**job)
-    PartialState().destroy_process_group()      # as Trainer.end does: gloo's threads must not outlive Python
+    PartialState().destroy_process_group()      # as Trainer.end does
+
+
+if __name__ == "__main__": leave_after(work)
