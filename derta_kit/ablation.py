@@ -63,13 +63,13 @@ def _dpo(out, a, seed, adapter):
 
 # %% ../nbs/13d_ablation.ipynb #d418d7a2
 def cases(
-    a:Ablation,        # says how many questions
+    ablation:Ablation,        # says how many questions
 )->list:
     "What every model is asked."
-    dd, n = demo_data(), 1 if a.quick else a.questions
+    dd, n = demo_data(), 1 if ablation.quick else ablation.questions
     rows = dd["harmful_eval"].select(np.linspace(0, len(dd["harmful_eval"])-1, n).astype(int)).to_list()
-    fine = dd["benign_eval"].select(np.linspace(0, len(dd["benign_eval"])-1, 1 if a.quick else a.harmless).astype(int)).to_list()
-    return [*attack("none", rows), *attack("prefill", rows, depths=(a.depth,), opener=None), *attack("completing", rows), *attack("code", rows), *harmless_cases(fine)]
+    fine = dd["benign_eval"].select(np.linspace(0, len(dd["benign_eval"])-1, 1 if ablation.quick else ablation.harmless).astype(int)).to_list()
+    return [*attack("none", rows), *attack("prefill", rows, depths=(ablation.depth,), opener=None), *attack("completing", rows), *attack("code", rows), *harmless_cases(fine)]
 
 # %% ../nbs/13d_ablation.ipynb #c6744106
 def _slim(
@@ -83,28 +83,28 @@ def _slim(
 
 # %% ../nbs/13d_ablation.ipynb #bbc3134e
 def run_ablation(
-    out="runs/ablation",       # run folder
-    a:Ablation=Ablation(),     # all settings
-    show_harmful:bool=False,   # leave harmful text readable in the pages
-)->pd.DataFrame:               # the rows of all seeds, slim
+    out="runs/ablation",            # run folder
+    ablation:Ablation=Ablation(),   # all settings
+    show_harmful:bool=False,        # leave harmful text readable in the pages
+)->pd.DataFrame:                    # the rows of all seeds, slim
     "Train, ask, judge and draw, stage by stage; the same call goes on from what is finished in `out`."
     out, t0, all_rows, info = Path(out), time.time(), [], {}
-    _claim(out, replace(a, seeds=()))       # more seeds may come later
-    for s in a.seeds:
-        f, r = out/f"seed{s}", a.recipe(s)
+    _claim(out, replace(ablation, seeds=()))       # more seeds may come later
+    for s in ablation.seeds:
+        f, r = out/f"seed{s}", ablation.recipe(s)
         say = lambda what: print(f"· seed {s}: {what} ({time.time()-t0:.0f} s)", flush=True)
-        say("first"); secs = {"first": _stage(f/"first.json", lambda: train_one("vanilla", f/"first", replace(r, steps=dict(derta=a.first))))["seconds"]}
+        say("first"); secs = {"first": _stage(f/"first.json", lambda: train_one("vanilla", f/"first", replace(r, steps=dict(derta=ablation.first))))["seconds"]}
         for n in ARMS:
             say(n)
-            secs[n] = _stage(f/f"{n}.json", lambda: _dpo(f/n, a, s, f/"first") if n=="dpo" else train_one(n, f/n, r, f/"first"))["seconds"]
+            secs[n] = _stage(f/f"{n}.json", lambda: _dpo(f/n, ablation, s, f/"first") if n=="dpo" else train_one(n, f/n, r, f/"first"))["seconds"]
         say("asking")
-        models = dict(base=None) | {n: f/n for n in ARMS} | {"recheck": Recheck(f/"vanilla", every=a.every)}
+        models = dict(base=None) | {n: f/n for n in ARMS} | {"recheck": Recheck(f/"vanilla", every=ablation.every)}
         dd = _data(r)
-        e = evaluate(models, cases(a), RuleJudge(), f/"asked", decoding=Decoding(a.max_new_tokens), helpful=list(dd["benign_eval"])[:2 if a.quick else 60], curves=list(dd["harmful_eval"])[:1 if a.quick else 20], desc=None if a.quick else f"seed {s}, ", dtype=a.dtype)
+        e = evaluate(models, cases(ablation), RuleJudge(), f/"asked", decoding=Decoding(ablation.max_new_tokens), helpful=list(dd["benign_eval"])[:2 if ablation.quick else 60], curves=list(dd["harmful_eval"])[:1 if ablation.quick else 20], desc=None if ablation.quick else f"seed {s}, ", dtype=ablation.dtype)
         write_page(e, f"The paper in small, seed {s}", show_harmful)
         all_rows.append(_slim(e, s)); info[s] = dict(seconds={**secs, "all so far": time.time()-t0}, perplexity={n: m.get("perplexity") for n,m in e.record["models"].items()}, identity={n: m["identity"] for n,m in e.record["models"].items()})
     rows = pd.concat(all_rows, ignore_index=True)
-    with atomically(out/"ablation.json") as p: p.write_text(json.dumps(dict(record=record(settings=asdict(a), seeds=info, data=data_hash(demo_data()["triples"])), rows=json.loads(rows.to_json(orient="split", index=False))), ensure_ascii=False), encoding="utf-8")
+    with atomically(out/"ablation.json") as p: p.write_text(json.dumps(dict(record=record(settings=asdict(ablation), seeds=info, data=data_hash(demo_data()["triples"])), rows=json.loads(rows.to_json(orient="split", index=False))), ensure_ascii=False), encoding="utf-8")
     with atomically(out/"ablation.png") as p: ablation_figure(rows).savefig(p, dpi=130)
     print(table4(rows).to_string(), f"\n\n{time.time()-t0:.0f} s. Rows and figures: {out}")
     return rows

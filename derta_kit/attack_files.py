@@ -160,5 +160,5 @@ def release_cases(
     keep = None if questions is None else {_flat(q if isinstance(q, str) else q["prompt"]) for q in questions}
     return [c for c in out if keep is None or _flat(c.question) in keep]
 
-def _from_file(name): return lambda questions, file: attack_file(file, questions, name)
+def _from_file(name): return lambda questions, path: attack_file(path, questions, name)
 ATTACKS.update(pair=_from_file("pair"), autodan=_from_file("autodan"), release=lambda questions, folder: release_cases(folder, questions))

@@ -254,12 +254,12 @@ def templates(
 # %% ../nbs/10_attacks.ipynb #a4950045
 def jailbreakchat(
     questions,            # strings, or rows with prompt
-    file,                 # of templates
+    path,                 # of templates
     each:int|None=None,   # only so many templates a question, in turn; None: every template with every question
 )->list[Case]:
     "JailbreakChat (paper, section 4.1): the question inside templates from a file; `DataError` if it holds none."
-    rows, have = _rows(questions), list(templates(file).items())
-    if not have: raise DataError(file, None, None, "holds no template")
+    rows, have = _rows(questions), list(templates(path).items())
+    if not have: raise DataError(path, None, None, "holds no template")
     n = min(each or len(have), len(have))
     return [Case("jailbreakchat", name, r["prompt"], _PLACE.sub(lambda _: r["prompt"], text)) for i,r in enumerate(rows) for name,text in ((have*2)[i*n%len(have):][:n])]
 

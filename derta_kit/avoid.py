@@ -53,12 +53,12 @@ def completing_tokens(
 class AvoidRefusals(LogitsProcessor):
     "Bar the tokens that complete an opener of a refusal (arXiv 2512.05518)."
     def __init__(self,
-        how:Avoid,     # what is avoided, and where
         tokenizer,     # of the model that decodes
+        how:Avoid,     # what is avoided, and where
         start:int,     # tokens before what is generated
         tail:int=16,   # tokens looked back, in which an opener may have begun
     ):
-        self.how, self.tokenizer, self.start, self.tail = how, tokenizer, start, tail     # start: tokens before what is generated; tail: tokens looked back
+        self.how, self.tokenizer, self.start, self.tail = how, tokenizer, start, tail
 
     def __call__(self,
         input_ids,     # token ids so far, [rows, tokens]
@@ -78,8 +78,8 @@ class AvoidRefusals(LogitsProcessor):
 
 # %% ../nbs/10c_avoid.ipynb #8e6a4173
 def processors(
-    cases:list,        # of `attacks.Case`
     tokenizer,         # of the model that decodes
+    cases:list,        # of `attacks.Case`
 )->list:               # one a case, `None` where decoding is plain: for `decode.decode`
     "What makes decoding avoid refusals, for each case that asks for it."
-    return [c.avoid and AvoidRefusals(c.avoid, tokenizer, len(c.ids(tokenizer))) for c in cases]
+    return [c.avoid and AvoidRefusals(tokenizer, c.avoid, len(c.ids(tokenizer))) for c in cases]

@@ -38,8 +38,8 @@ class DataCard:
 
 # %% ../nbs/04c_card.ipynb #af1580e5
 @patch
-def plot(self:DataCard):
-    "Lengths and categories; returns the figure."
+def plot(self:DataCard)->plt.Figure:
+    "Lengths and categories."
     fig, (a, b) = plt.subplots(1, 2, figsize=(9, max(2.4, .22*min(16, len(self.categories))+.6)), layout="constrained", width_ratios=(3,2))
     top = max(8, np.percentile(np.concatenate([*self.lengths.values(), [8]]), 99.5))
     for (c,v),col in zip(self.lengths.items(), ("#6b7280","#2563eb","#d97706")):
@@ -88,33 +88,33 @@ def _repr_html_(self:DataCard):
 
 # %% ../nbs/04c_card.ipynb #9ae247c5
 def data_card(
-    ds,                        # triples, or a `gates.Gated`
+    triples,                   # triples, or a `gates.Gated`
     tokenizer=None,            # lengths in its tokens; without, in words
     name:str="Triples",        # the card's title
     examples:int=3,            # rows shown
     show_harmful:bool=False,   # leave r̂ readable
 )->DataCard:
     "Counts, lengths, categories, sources, hash and gates of a set of triples."
-    gates = getattr(ds, "table", None) if hasattr(ds, "kept") else None
-    ds = getattr(ds, "kept", ds)
+    gates = getattr(triples, "table", None) if hasattr(triples, "kept") else None
+    triples = getattr(triples, "kept", triples)
     count = (lambda t: len(text_ids(tokenizer, t))) if tokenizer else lambda t: len(t.split())
-    col = lambda c: (x for b in ds.select_columns([c]).iter(2000) for x in b[c])
+    col = lambda c: (x for b in triples.select_columns([c]).iter(2000) for x in b[c])
     lengths = {c: np.fromiter((count(x) if x else 0 for x in col(c)), dtype=np.int64) for c in ("prompt","safe","harmful")}
-    show = [dict(ds[i]) for i in np.linspace(0, len(ds)-1, min(examples, len(ds))).astype(int).tolist()]
-    return DataCard(name, len(ds), data_hash(ds), lengths, "tokens" if tokenizer else "words", Counter(col("category")), Counter(col("source")), gates,
+    show = [dict(triples[i]) for i in np.linspace(0, len(triples)-1, min(examples, len(triples))).astype(int).tolist()]
+    return DataCard(name, len(triples), data_hash(triples), lengths, "tokens" if tokenizer else "words", Counter(col("category")), Counter(col("source")), gates,
                     [{**r, "harmful": redact(r["harmful"], show_harmful) if r["harmful"] else ""} for r in show])
 
 # %% ../nbs/04c_card.ipynb #26af7729
 def epoch_preview(
-    tokenizer,                 # whose tokens are counted
-    triples,                   # rows with prompt, safe, harmful
-    helpful=(),                # rows with prompt and response, and kind if there is one
-    o:Objective=Objective(),   # what the trees carry
-    batch:int=16,              # rows or trees a step
-    budget:int=512,            # tokens a packed row
-    seed:int=0,                # of the cuts, and of the sample
-    most:int=2000,             # rows looked at; more are extrapolated from a sample
-)->pd.DataFrame:               # a row for triples, for each kind of helpful rows, and for all
+    tokenizer,                         # whose tokens are counted
+    triples,                           # rows with prompt, safe, harmful
+    helpful=(),                        # rows with prompt and response, and kind if there is one
+    objective:Objective=Objective(),   # what the trees carry
+    batch:int=16,                      # rows or trees a step
+    budget:int=512,                    # tokens a packed row
+    seed:int=0,                        # of the cuts, and of the sample
+    most:int=2000,                     # rows looked at; more are extrapolated from a sample
+)->pd.DataFrame:                       # a row for triples, for each kind of helpful rows, and for all
     "What one epoch holds: rows, targets, and tokens as padded separate rows, as trees, and packed."
     rng, out = random.Random(seed), []
     parts = {"triples": (triples, None)}
@@ -123,7 +123,7 @@ def epoch_preview(
         rows = t if t is not None else h; n = len(rows)
         pick = sorted(rng.sample(range(n), min(n, most)))
         some = [rows[i] for i in pick]; scale = n/max(1, len(some))
-        ds = TreeDataset(tokenizer, some if t is not None else [], some if t is None else [], o, seed)
+        ds = TreeDataset(tokenizer, some if t is not None else [], some if t is None else [], objective, seed)
         trees = [ds[i] for i in range(len(ds))]; rng.shuffle(trees)
         groups = [trees[i:i+batch] for i in range(0, len(trees), batch)]
         flat = [[len(p) for x in g for p in plain(x)] for g in groups]

@@ -220,7 +220,7 @@ def data_export(
     o = O.objective(objective, cuts=cuts, max_length=max_length, spread=tuple(map(float, spread.split(","))))
     _apart(_need(out), source); ds, pairs = _read(source, "raise", columns, split), _pairs(helpful, helpful_columns)
     tok = _tokenizer(model) if to in ("completion","labels") else None
-    rows = dict(release=lambda: E.release_rows(ds, seed, pairs), preference=lambda: E.preference_rows(ds), completion=lambda: E.completion_rows(ds, tok, seed, o.empty if o.prefix else 1., pairs),
+    rows = dict(release=lambda: E.release_rows(ds, pairs, seed), preference=lambda: E.preference_rows(ds), completion=lambda: E.completion_rows(tok, ds, pairs, o.empty if o.prefix else 1., seed),
                 labels=lambda: E.label_rows(O.TreeDataset(tok, ds, pairs, o, seed)))[to]()
     write_jsonl(rows, out); print(f"written: {out}")
     if to=="release": print('Mind: in this layout "safe": "true" marks the harmful text; any trainer but the release\'s would learn to write it.')
@@ -249,7 +249,7 @@ From questions alone:
   derta_data complete half.jsonl --field safe --wordings --out triples.jsonl
   derta_data gate triples.jsonl --out gated
   derta_data card gated/triples.jsonl --out gated
-  derta_train gated/triples.jsonl runs/mine --helpful pairs.jsonl      # harmless pairs, or it refuses everyone: derta_data mix --help"""
+  derta_train gated/triples.jsonl --out runs/mine --helpful pairs.jsonl      # harmless pairs, or it refuses everyone: derta_data mix --help"""
 
 # %% ../nbs/14a_data_cli.ipynb #be4c1811
 def derta_data(

@@ -80,7 +80,7 @@ def _cases(attacks, rows, source, demos, templates):
     if "prefill" in names and not all(r.get("harmful") for r in rows): raise ValueError(f"{source}: the attack prefill needs a response in the field harmful of every question; fill it in with derta_data complete, or name the other attacks: --attacks none,completing,code")
     for a,option,given in (("cipher", "--demos FILE, with a prompt and a harmful response in each row", demos), ("jailbreakchat", "--templates FILE, of jailbreak templates", templates)):
         if a in names and not given: raise ValueError(f"the attack {a} needs {option}")
-    options = dict(cipher=dict(demos=list(read_triples(demos)) if demos else []), jailbreakchat=dict(file=templates))
+    options = dict(cipher=dict(demos=list(read_triples(demos)) if demos else []), jailbreakchat=dict(path=templates))
     return [c for a in names for c in attack(a, rows, **options.get(a, {}))]
 
 # %% ../nbs/14c_eval_cli.ipynb #c871f884
@@ -101,10 +101,10 @@ def _errors_said(e):
 
 # %% ../nbs/14c_eval_cli.ipynb #93f1af2b
 def eval_run(
-    out:str,                   # folder of the run; the same command goes on from what is there, another one writes its tables anew (answers stay known)
     models:str="base",         # who is asked, with commas: NAME, NAME=FOLDER, NAME=guard:FOLDER or NAME=URL#MODEL; derta_eval --help says what these are
     attacks:str="none,prefill,completing,code", # with commas: none, prefill, avoid, completing, code, cipher (needs --demos), jailbreakchat (needs --templates)
     questions:str="demo",      # "demo" (its held-out ones), or a file of yours with a field prompt or question, and harmful for the attack prefill
+    out:str="runs/eval",                          # folder of the run; the same command goes on from what is there, another one writes its tables anew (answers stay known)
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
     n:int=0,                   # only so many questions; 0: all (for a short run also --harmless 8)
     base:str="demo",           # what adapters sit on: "demo", a hub id, or a folder
@@ -201,8 +201,8 @@ Measure it: models under attack, judged, with intervals.
 
 A model is NAME alone (the base), NAME=FOLDER (an adapter on it), NAME=guard:FOLDER (the same, its refusal re-checked while it
 decodes) or NAME=URL#MODEL (what a server calls MODEL). A run of three, one of them guarded, and of one behind a server:
-  derta_eval run runs/a --models base,derta=runs/demo/derta,vanilla+guard=guard:runs/demo/vanilla --attacks none,prefill,completing,code
-  derta_eval run runs/b --models theirs=http://127.0.0.1:8000/v1#llama --attacks none,code --questions mine.jsonl
+  derta_eval run --out runs/a --models base,derta=runs/demo/derta,vanilla+guard=guard:runs/demo/vanilla --attacks none,prefill,completing,code
+  derta_eval run --out runs/b --models theirs=http://127.0.0.1:8000/v1#llama --attacks none,code --questions mine.jsonl
   derta_eval compare runs/a runs/b --out side_by_side.html"""
 
 def derta_eval(

@@ -18,7 +18,6 @@ def _parser():
     from derta_kit.recipes import Recipe, _KINDS
     p = argparse.ArgumentParser(prog="derta_train", allow_abbrev=False, description="Train an adapter, or a full model, on your triples; the same command goes on from the last checkpoint in OUT.", formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=150))
     p.add_argument("recipe", help="a recipe (.yaml, such as those in scripts/recipes), or triples: a file, a folder or a hub id")
-    p.add_argument("out", nargs="?", help="folder for checkpoints and the result; a recipe may name it", default=argparse.SUPPRESS)
     docs = docments(Recipe)
     for f in fields(Recipe):
         if f.name!="data" and _KINDS[f.name] is not dict:
@@ -36,7 +35,7 @@ def _parser():
 # %% ../nbs/14b_train_cli.ipynb #e59f1e48
 def parse(
     argv,              # the words of the command line
-):
+)->tuple:
     "(recipe, other options) of a command line."
     from derta_kit.recipes import _parse, make_recipe
     a = vars(_parser().parse_args(argv))
@@ -72,7 +71,7 @@ def _fit(r, args, triples, pairs, n):
     train = O.TreeDataset(tok, triples.select(range(n)), pairs, o, r.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")       # what there is to say of safe responses has been said of those to train on
-        held = O.TreeDataset(tok, triples.select(range(n, len(triples))), o=o, seed=r.seed) if n < len(triples) else None
+        held = O.TreeDataset(tok, triples.select(range(n, len(triples))), objective=o, seed=r.seed) if n < len(triples) else None
     return T.fine_tune(m, tok, train, r.out, held, callbacks=[S.LeaveOnSigterm()], watch=[S.FiniteGradients], **{**dict(eval_strategy="steps" if held else "no", eval_steps=50), **args})
 
 # %% ../nbs/14b_train_cli.ipynb #8d18468b

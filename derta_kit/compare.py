@@ -127,8 +127,8 @@ def mean(self:Comparison,
 
 # %% ../nbs/08c_compare.ipynb #cfd4baf6
 @patch
-def plot(self:Comparison):
-    "P(refusal), and below it the KL to the base; returns the figure."
+def plot(self:Comparison)->plt.Figure:
+    "P(refusal), and below it the KL to the base."
     fig, axs = plt.subplots(2 if self.kl else 1, 1, figsize=(7, 4.6 if self.kl else 2.8), sharex=True, layout="constrained", squeeze=False)
     def line(ax, what, name, **kw):
         d = self.mean(what, name); l, = ax.plot(d["mean"], **{**dict(lw=2, label=NAMES.get(name, name)), **_style(name), **kw}); ax.fill_between(d.index, d.low, d.high, color=l.get_color(), alpha=.15, lw=0)
@@ -185,7 +185,7 @@ def compare(
     if len(prompts)!=len(responses): raise ValueError(f"{_count(len(prompts), 'prompt')} and {_count(len(responses), 'response')}")
     ms = models if isinstance(models, Models) else Models(models, base)
     tok, sorry = ms.tok, refusal_token_id(ms.tok, word)
-    ids = pair_ids(ms.lm, tok, list(zip(prompts, responses)), max_tokens)
+    ids = pair_ids(ms.lm, tok, prompts, responses, max_tokens)
     curves, kl, limits = {n: [None]*len(ids) for n in ms}, {n: [None]*len(ids) for n in ms if n!="base"} if "base" in ms else {}, {}
     for n in ms:
         with ms.use(n) as m: limits[n] = tree_limit(m)

@@ -126,23 +126,23 @@ def read_jsonl(
 
 # %% ../nbs/02_data.ipynb #438a8906
 def data_hash(
-    ds,         # a Dataset or a list of dicts
-)->str:         # 16 hexadecimal digits
+    dataset,         # a Dataset or a list of dicts
+)->str:              # 16 hexadecimal digits
     "A fingerprint of rows and their order, for run records."
     h = hashlib.sha256()
-    for r in ds: h.update(json.dumps(r, sort_keys=True, ensure_ascii=False).encode())
+    for r in dataset: h.update(json.dumps(r, sort_keys=True, ensure_ascii=False).encode())
     return h.hexdigest()[:16]
 
 # %% ../nbs/02_data.ipynb #73635f72
 def keep_back(
-    ds:Dataset,     # triples, as `read_triples` gives them
-    n:int,          # how many to keep back
-    seed:int=0,     # of which
-)->DatasetDict:     # splits train and test
+    triples:Dataset,   # triples, as `read_triples` gives them
+    n:int,             # how many to keep back
+    seed:int=0,        # of which
+)->DatasetDict:        # splits train and test
     "Keep `n` triples back, drawn at random, and train on the others; `ValueError` if there would be none."
     if n < 1: raise ValueError(f"n={n}: at least one triple is kept back")
-    if len(ds) <= n: raise ValueError(f"{_count(len(ds), 'triple')} {'is' if len(ds)==1 else 'are'} too few to keep {n} back and train on the others: at least {n+1} are needed")
-    return ds.train_test_split(n, seed=seed)
+    if len(triples) <= n: raise ValueError(f"{_count(len(triples), 'triple')} {'is' if len(triples)==1 else 'are'} too few to keep {n} back and train on the others: at least {n+1} are needed")
+    return triples.train_test_split(n, seed=seed)
 
 # %% ../nbs/02_data.ipynb #3af56f0f
 DEMO_DIR = Path(__file__).parent/"demo_data" if "__file__" in globals() else Path("../derta_kit/demo_data")

@@ -105,7 +105,7 @@ def run_demo(
         scores[n] = _stage(out/f"score_{n}.json", lambda: measure_one(n, None if n=="base" else out/n, recipe, show_harmful))
     rec = record(**settings, seed=recipe.seed, engine="one process, "+str(torch.accelerator.current_accelerator(check_available=True) or "cpu"), threads=torch.get_num_threads(),
                  seconds=dict(this_call=time.time()-t0, **{f"train_{k}": v["seconds"] for k,v in logs.items()}, **{f"measure_{k}": s["seconds"] for k,s in scores.items()}))
-    page = write_report(out, scores, rec, {k: v["history"] for k,v in logs.items()}, show_harmful=show_harmful, judged=not recipe.quick)
+    page = write_report(scores, rec, out, {k: v["history"] for k,v in logs.items()}, show_harmful=show_harmful, judged=not recipe.quick)
     print(demo_table(scores).to_string(), "\n")
     if recipe.quick: print("--quick trains two steps on a few rows: these figures say nothing of the method.")
     elif {"vanilla","derta"} <= set(scores):

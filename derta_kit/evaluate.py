@@ -187,7 +187,7 @@ def _read_texts(asked, name, who, helpful, curves, kept, desc=None):
         if not rows: continue
         k = _key(what, who, [[r["prompt"], r[field_]] for r in rows])
         if (v := kept.get(k)) is None:
-            with asked.lms.use(name) as lm: c = refusal_curves(lm, asked.lms.tok, [(r["prompt"], r[field_]) for r in rows], desc=None if desc is None else f"{desc}{name}: {what}")
+            with asked.lms.use(name) as lm: c = refusal_curves(lm, asked.lms.tok, [r["prompt"] for r in rows], [r[field_] for r in rows], desc=None if desc is None else f"{desc}{name}: {what}")
             kept.put(k, v := perplexity(c) if what=="perplexity" else [x.prob.round(4).tolist() for x in c])
         out[what] = v
     return out

@@ -18,8 +18,8 @@ _END = "<|end_of_text|>"
 
 def release_rows(
     triples,           # rows with prompt, safe, harmful
-    seed:int=0,        # of the cuts
     helpful=(),        # rows with prompt, response
+    seed:int=0,        # of the cuts
     third:bool=True,   # every third prefix is empty, as released; else all are drawn
 ):                     # yields dicts with prefix, text, safe
     "Rows in the DeRTa release's training layout. k is drawn by row and seed: 0 for every third row, else uniform in 1..n−2 words of r̂; `ValueError` for a row with a gap, or a prompt that holds the layout's mark."
@@ -42,11 +42,11 @@ def preference_rows(
 
 # %% ../nbs/04b_export.ipynb #3954823f
 def completion_rows(
-    triples,           # rows with prompt, safe, harmful
     tokenizer,         # whose chat template is used
-    seed:int=0,        # of the cuts
-    empty:float=1.,    # probability of an empty prefix; 1: ordinary safety data, below: RecAug
+    triples,           # rows with prompt, safe, harmful
     helpful=(),        # rows with prompt, response
+    empty:float=1.,    # probability of an empty prefix; 1: ordinary safety data, below: RecAug
+    seed:int=0,        # of the cuts
 ):                     # yields dicts with prompt and completion, as text in the chat template
     "prompt and completion for TRL's SFT: r after the prompt and a prefix of r̂, both of which carry no loss. `ValueError` where text would become special tokens."
     ids, end = (lambda s: tokenizer(s, add_special_tokens=False)["input_ids"]), tokenizer.decode(response_end(tokenizer))

@@ -84,7 +84,7 @@ def near_duplicates(
     texts,                # callable: slice → list of texts, so that they may stay on disk
     n:int,                # how many there are
     threshold:float=.8,   # Jaccard similarity
-    batch:int=500,        # texts hashed at one time
+    batch_size:int=500,   # texts hashed at one time
     desc:str|None=None,   # shown beside the progress bar; no bar without it
 )->dict:                  # row → the earlier row it nearly repeats
     "Rows that are nearly an earlier row, by MinHash (Broder 1997); it misses about one in ten of those that are just at the threshold; `ValueError` for a threshold that is no similarity."
@@ -92,8 +92,8 @@ def near_duplicates(
     if not n: return {}
     with tempfile.TemporaryFile() as f:
         marks = np.memmap(f, np.uint32, "w+", shape=(n, _PERM))
-        for s in tqdm(range(0, n, batch), desc=desc, disable=desc is None, unit="batch"):
-            marks[s:s+batch] = RMinHash.digests_from_token_sets([*map(_shingles, texts(slice(s, min(n, s+batch))))], _PERM, _SEED)
+        for s in tqdm(range(0, n, batch_size), desc=desc, disable=desc is None, unit="batch"):
+            marks[s:s+batch_size] = RMinHash.digests_from_token_sets([*map(_shingles, texts(slice(s, min(n, s+batch_size))))], _PERM, _SEED)
         size = next((r for r in (24,16,12,8,6,4,3,2) if 1-(1-threshold**r)**(_PERM//r) > .85), 1)
         pairs = np.unique(np.concatenate([_alike(marks, k, k+size, threshold-.12) for k in range(0, _PERM, size)]))
     at, out = lru_cache(4096)(lambda i: shingles(texts(slice(i, i+1))[0])), {}
@@ -181,22 +181,22 @@ def _table(flags, dropped, drop, n):
 DROP = ("missing", "refuses", "complies", "short", "duplicate")
 
 def gate(
-    ds,                    # triples, as `data.read_triples` gives them
-    drop=DROP,             # gates whose rows are dropped; the others are only reported
-    sets=None,             # evaluation sets: name → prompts; default: those of the demo
-    out=None,              # folder: gates.json, and dropped.jsonl with the reasons
-    show_harmful:bool=False,  # leave r̂ readable in dropped.jsonl
-    threshold:float=.8,    # Jaccard similarity of near-duplicates, 0 … 1
-    desc:str|None=None,    # shown beside the progress bars; no bars without it
-    **kwargs               # of `row_gates`
+    triples,                   # triples, as `data.read_triples` gives them
+    drop=DROP,                 # gates whose rows are dropped; the others are only reported
+    sets=None,                 # evaluation sets: name → prompts; default: those of the demo
+    out=None,                  # folder: gates.json, and dropped.jsonl with the reasons
+    show_harmful:bool=False,   # leave r̂ readable in dropped.jsonl
+    threshold:float=.8,        # Jaccard similarity of near-duplicates, 0 … 1
+    desc:str|None=None,        # shown beside the progress bars; no bars without it
+    **kwargs                   # of `row_gates`
 )->Gated:
     "Flag every row by every gate, drop what `drop` names, and say so; `ValueError` for a name that no gate has."
     if wrong := set(drop)-set(GATES): raise ValueError(f"drop={', '.join(sorted(wrong))!r}: use {', '.join(GATES)}")
-    flags, why = _flags(ds, Contamination(evaluation_sets() if sets is None else sets), threshold, desc, **kwargs)
+    flags, why = _flags(triples, Contamination(evaluation_sets() if sets is None else sets), threshold, desc, **kwargs)
     dropped = sorted(i for i,f in flags.items() if set(f) & set(drop))
-    t, gone = _table(flags, dropped, drop, len(ds)), set(dropped)
-    kept = ds.select([i for i in range(len(ds)) if i not in gone]) if gone else ds
+    t, gone = _table(flags, dropped, drop, len(triples)), set(dropped)
+    kept = triples.select([i for i in range(len(triples)) if i not in gone]) if gone else triples
     if out is not None:
-        write_jsonl((dict(row=i+1, why=flags[i], note=why.get(i,""), **{**ds[i], "harmful": redact(ds[i]["harmful"], show_harmful)}) for i in dropped), Path(out)/"dropped.jsonl")
-        with atomically(Path(out)/"gates.json") as p: p.write_text(json.dumps(dict(rows=len(ds), kept=len(kept), gates=t[["flagged","dropped"]].to_dict("index")), indent=1), encoding="utf-8")
+        write_jsonl((dict(row=i+1, why=flags[i], note=why.get(i,""), **{**triples[i], "harmful": redact(triples[i]["harmful"], show_harmful)}) for i in dropped), Path(out)/"dropped.jsonl")
+        with atomically(Path(out)/"gates.json") as p: p.write_text(json.dumps(dict(rows=len(triples), kept=len(kept), gates=t[["flagged","dropped"]].to_dict("index")), indent=1), encoding="utf-8")
     return Gated(kept, t, flags, dropped, why)

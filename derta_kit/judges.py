@@ -230,7 +230,7 @@ def agreement(
 def agreement_figure(
     verdicts:dict,     # judge's name → its verdicts
     ax=None,           # matplotlib axes to draw on; default: a new figure
-):
+)->plt.Figure:
     "Cohen's kappa of every two judges, as a picture; each square says how many responses both judged."
     names, t = list(verdicts), agreement(verdicts).set_index(["judge","and"])
     ax = ax or plt.subplots(figsize=(1.8+.9*len(names),1.2+.7*len(names)), layout="constrained")[1]

@@ -34,11 +34,11 @@ class _FrozenHead(torch.autograd.Function):
 
 # %% ../nbs/05_loss.ipynb #2b6c09be
 def head_logits(
-    lm,          # a causal LM, unwrapped
+    model,       # a causal LM, unwrapped
     head=None,   # stands for the head's own forward
 ):               # hidden states [..., H] → logits [..., V]
     "The head of a model as it defines it: scaled and capped where its configuration says so."
-    cfg, head = lm.config.get_text_config(), head or lm.get_output_embeddings()
+    cfg, head = model.config.get_text_config(), head or model.get_output_embeddings()
     get = lambda k, d: d if getattr(cfg, k, None) is None else getattr(cfg, k)
     cap, scale = get("final_logit_softcapping", None), get("logit_scale", 1.)*get("lm_head_multiplier", 1.)/get("logits_scaling", 1.)
     if cap is None and scale==1: return head
@@ -109,15 +109,15 @@ def real_tokens(
 
 # %% ../nbs/05_loss.ipynb #d5f2c199
 def router_loss(
-    lm,                # a causal LM with experts, unwrapped
+    model,             # a causal LM with experts, unwrapped
     logits:tuple,      # of each layer's router, [B·L, experts]
     tokens,            # from `real_tokens`
 )->torch.Tensor:
     "The auxiliary loss of the router times its coefficient, by the function of the model's own module; `NotImplementedError` if it has none."
-    cfg, name = lm.config.get_text_config(), "load_balancing_loss_func"
-    f = next((getattr(sys.modules[c.__module__], name) for c in type(lm).__mro__ if hasattr(sys.modules[c.__module__], name)), None)     # fully_shard makes a subclass elsewhere
-    if f is None: raise NotImplementedError(f"{type(lm).__name__} asks for a router loss (output_router_logits) but defines none that is known; load it with output_router_logits=False")
-    get = lambda *names: next(v for n in names for o in (lm, cfg) if (v := getattr(o, n, None)) is not None)
+    cfg, name = model.config.get_text_config(), "load_balancing_loss_func"
+    f = next((getattr(sys.modules[c.__module__], name) for c in type(model).__mro__ if hasattr(sys.modules[c.__module__], name)), None)     # fully_shard makes a subclass elsewhere
+    if f is None: raise NotImplementedError(f"{type(model).__name__} asks for a router loss (output_router_logits) but defines none that is known; load it with output_router_logits=False")
+    get = lambda *names: next(v for n in names for o in (model, cfg) if (v := getattr(o, n, None)) is not None)
     return get("router_aux_loss_coef")*f(logits, get("num_experts","num_local_experts"), get("num_experts_per_tok"), tokens)
 
 # %% ../nbs/05_loss.ipynb #b1a5e005

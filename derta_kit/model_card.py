@@ -48,7 +48,7 @@ _CARD = """# {title}
 
 ## What is not known
 
-Training measures neither attacks nor over-refusal. Before you rely on this model, ask it: `derta_eval run evals/{title} {ask}`, FOLDER being this one. A model tuned for safety can still be made to answer harmfully, and may refuse harmless people.
+Training measures neither attacks nor over-refusal. Before you rely on this model, ask it: `derta_eval run --out evals/{title} {ask}`, FOLDER being this one. A model tuned for safety can still be made to answer harmfully, and may refuse harmless people.
 """
 
 def _ask(title, name, hub, adapter):
@@ -58,18 +58,18 @@ def _ask(title, name, hub, adapter):
 
 # %% ../nbs/05c_model_card.ipynb #397fca93
 def model_card(
-    trainer,               # that has trained
-    name:str,              # of the base model: "demo", a hub id, or a folder
-    o:Objective|str|None,  # what the targets were; "dpo": preferences; None: not known
-    data:dict,             # what it was trained on → how many rows
+    trainer,                        # that has trained
+    name:str,                       # of the base model: "demo", a hub id, or a folder
+    objective:Objective|str|None,   # what the targets were; "dpo": preferences; None: not known
+    data:dict,                      # what it was trained on → how many rows
 )->ModelCard:
     "The card of what a trainer has trained; names no path of this machine."
     adapter, title = hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config"), Path(trainer.args.output_dir).name
     hub = HUB_ID if name=="demo" else name if name and not Path(name).is_dir() else None
-    rows = {} if o is None else {"targets": _taught(o)}
+    rows = {} if objective is None else {"targets": _taught(objective)}
     rows |= {"data": ", ".join(f"{v} {k}" for k,v in data.items() if v), "steps": f"{trainer.state.global_step}, learning rate {trainer.args.learning_rate:g}, seed {trainer.args.seed}", **_end(trainer)}
     meta = ModelCardData(base_model=hub, library_name="peft" if adapter else "transformers", pipeline_tag="text-generation", tags=["derta", "refusal", "safety"] + ["lora"]*adapter)
-    text = _CARD.format(title=title, aim=_aim(o), ask=_ask(title, name, hub, adapter), rows="\n".join(f"| {k} | {v} |" for k,v in rows.items()),
+    text = _CARD.format(title=title, aim=_aim(objective), ask=_ask(title, name, hub, adapter), rows="\n".join(f"| {k} | {v} |" for k,v in rows.items()),
                         what=f"{'An adapter for' if adapter else 'All weights of'} {hub or Path(name).name or 'a model'}")
     return ModelCard(f"---\n{meta.to_yaml()}\n---\n\n{text}{_mark(text)}\n")
 

@@ -25,13 +25,13 @@ class ModelJudge(Judge):
         model=None,             # a loaded one; default: `repo`, or `name`, by `models.load`
         tokenizer=None,         # its tokenizer
         name:str="",            # hub id or folder
-        batch:int=8,            # responses read at one time
+        batch_size:int=8,       # responses read at one time
         max_response:int=512,   # tokens of a response that are read
         **kwargs                # of `models.load`
     ):
         name = name or (self.repo if model is None else getattr(tokenizer, "name_or_path", "") or "model")
         self.model, self.tok = load(name, **kwargs) if model is None else (model, tokenizer)
-        self.batch, self.max_response = batch, max_response
+        self.batch_size, self.max_response = batch_size, max_response
         self.name = f"{type(self).__name__} {name}:{_fingerprint(self.model)}"
 
     def verdicts(self,
@@ -39,7 +39,7 @@ class ModelJudge(Judge):
         desc=None,     # shown beside the progress bar; no bar without it
     ):
         "Ask about rows that have something to judge."
-        return [self.read(t) for t in generate(self.model, self.tok, [self.ids(r) for r in rows], self.max_new_tokens, self.batch, desc)]
+        return [self.read(t) for t in generate(self.model, self.tok, [self.ids(r) for r in rows], self.max_new_tokens, self.batch_size, desc)]
 
 # %% ../nbs/11b_model_judges.ipynb #51906b81
 @patch
@@ -177,8 +177,8 @@ def verdicts(self:StrongRejectJudge,
 ):
     "Ask about rows that have something to judge, longest last, so that the batches are even."
     ids, out = [self.ids(r) for r in rows], [None]*len(rows); order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for s in tqdm(range(0, len(order), self.batch), desc=desc, disable=desc is None, unit="batch"):
-        mine = order[s:s+self.batch]; x = self.tok.pad(dict(input_ids=[ids[i] for i in mine]), return_tensors="pt", padding_side="left").to(self.model.device)
+    for s in tqdm(range(0, len(order), self.batch_size), desc=desc, disable=desc is None, unit="batch"):
+        mine = order[s:s+self.batch_size]; x = self.tok.pad(dict(input_ids=[ids[i] for i in mine]), return_tensors="pt", padding_side="left").to(self.model.device)
         p = self.model(**x).logits[:,-1].float().softmax(-1)[:, self.digits]
         for i,q in zip(mine, p): out[i] = self.read(q)
     return out

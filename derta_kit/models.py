@@ -141,11 +141,11 @@ def _bnb(dtype, storage): return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_
 
 # %% ../nbs/01_models.ipynb #ed0cb65e
 def adapter_folder(
-    f,          # where an adapter should be
-):              # `f`
+    path,       # where an adapter should be
+):              # `path`
     "The folder of a saved adapter; `ValueError` if there is none. Without this, a slip of the pen would be asked for at the hub."
-    if not (Path(f)/"adapter_config.json").exists(): raise ValueError(f"{f} holds no adapter (adapter_config.json)")
-    return f
+    if not (Path(path)/"adapter_config.json").exists(): raise ValueError(f"{path} holds no adapter (adapter_config.json)")
+    return path
 
 # %% ../nbs/01_models.ipynb #32b4e43e
 def load(

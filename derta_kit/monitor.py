@@ -26,7 +26,7 @@ class TrainingMonitor(TrainerCallback):
     ):
         rows = demo_data()["harmful_eval"].select(range(4)) if rows is None else rows
         self.tok, self.every, self.max_tokens = tokenizer, every, max_tokens
-        self.pairs, self.curves, self.handle = [(r["prompt"], r["harmful"]) for r in rows], {}, None
+        self.rows, self.curves, self.handle = list(rows), {}, None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs): self.look(model, state)
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -42,7 +42,7 @@ def look(self:TrainingMonitor,
 ):
     "Measure, and show."
     if not state.is_world_process_zero: return
-    self.curves[state.global_step] = [c.prob for c in refusal_curves(model, self.tok, self.pairs, max_tokens=self.max_tokens)]
+    self.curves[state.global_step] = [c.prob for c in refusal_curves(model, self.tok, [r["prompt"] for r in self.rows], [r["harmful"] for r in self.rows], max_tokens=self.max_tokens)]
     self.show(state) if in_notebook() else tqdm.write(self.line(state))
 
 @patch

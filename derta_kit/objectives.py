@@ -24,7 +24,7 @@ HELPFUL, MLE, RTO = range(3)
 
 @dataclass(frozen=True)
 class Objective:
-    "Which targets a triple's tree carries, and how much each weighs."
+    "Which targets a triple's tree carries, and how much each weighs. Both terms weigh the same, as in the paper; a recipe (`derta_train`) begins with cuts=2 and rto_weight=0.2, which costs less over-refusal."
     prefix:bool=True         # r after a random prefix of r̂ (else after the prompt)
     rto:bool=True            # the refusal token at every position of r̂
     cuts:int=1               # how many prefixes of r̂ an r hangs off, a pass
@@ -50,7 +50,7 @@ def objective(
 
 # %% ../nbs/04_objectives.ipynb #9b34776f
 def _cuts(n, rng, o):
-    "Distinct prefix lengths in 0..n for one pass over a triple, `o.cuts` of them as far as n allows."
+    "Distinct prefix lengths in 0..n for one pass over a triple, `objective.cuts` of them as far as n allows."
     if not o.prefix: return [0]
     uniform = tuple(o.spread)==(1,1)
     first = 0 if rng.random() < o.empty else rng.randint(0, n) if uniform else _beta(n, rng, o)
@@ -78,22 +78,22 @@ def _room(q, max_length):
 
 # %% ../nbs/04_objectives.ipynb #a6dca161
 def triple_tree(
-    q:list,              # token ids of the prompt
-    r:list,              # of the safe response, with its end
-    h:list,              # of the harmful response, without
-    refusal:int,         # the refusal token's id
-    o:Objective,         # which targets it carries
-    rng:random.Random,   # draws the cuts
+    q:list,                # token ids of the prompt
+    r:list,                # of the safe response, with its end
+    h:list,                # of the harmful response, without
+    refusal:int,           # the refusal token's id
+    objective:Objective,   # which targets it carries
+    rng:random.Random,     # draws the cuts
 )->Tree:
-    "The tree of a triple with the targets of objective `o`. r̂ has an RTO target before each of its tokens and at its end (paper, equation 2); `ValueError` if the prompt leaves no room."
-    room = _room(q, o.max_length)
-    r, h = r[:room], h[:min(room, math.ceil(len(h)*rng.uniform(o.crop, 1)))] if o.crop < 1 else h[:room]
-    ks = _cuts(min(len(h), room-len(r)), rng, o)
+    "The tree of a triple with the targets of `objective`. r̂ has an RTO target before each of its tokens and at its end (paper, equation 2); `ValueError` if the prompt leaves no room."
+    room = _room(q, objective.max_length)
+    r, h = r[:room], h[:min(room, math.ceil(len(h)*rng.uniform(objective.crop, 1)))] if objective.crop < 1 else h[:room]
+    ks = _cuts(min(len(h), room-len(r)), rng, objective)
     t = Tree(); root = t.add(q)
-    rto = _keep(_targets([refusal]*(len(h)+1), o.rto_weight, RTO), len(q)+len(h)+1, rng, o.rto_keep) if o.rto else []
+    rto = _keep(_targets([refusal]*(len(h)+1), objective.rto_weight, RTO), len(q)+len(h)+1, rng, objective.rto_keep) if objective.rto else []
     shown = max(ks + [i for i,*_ in rto])
     hn = t.add(h[:shown], root, targets=rto)
-    for k in ks: t.add(r[:-1], hn, k, _targets(r, o.mle_weight, MLE))
+    for k in ks: t.add(r[:-1], hn, k, _targets(r, objective.mle_weight, MLE))
     return t
 
 # %% ../nbs/04_objectives.ipynb #02bd96d9
@@ -110,24 +110,24 @@ def sft_tree(
 
 # %% ../nbs/04_objectives.ipynb #3667ee10
 def paper_tree(
-    tokenizer,           # of the model that is trained
-    row:dict,            # prompt, safe, harmful
-    i:int,               # its number among the triples: every third has an empty prefix
-    o:Objective,         # with recipe="paper"
-    rng:random.Random,   # draws the cuts
+    tokenizer,             # of the model that is trained
+    row:dict,              # prompt, safe, harmful
+    i:int,                 # its number among the triples: every third has an empty prefix
+    objective:Objective,   # with recipe="paper"
+    rng:random.Random,     # draws the cuts
 )->Tree:
     "The two rows of a triple in the DeRTa release, as one tree (release, data preparation and `recipe=\"paper\"` of this kit's design)."
     enc = lambda s, bos=False: ([tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []) + text_ids(tokenizer, s)
     q, h, words = enc(f"[INST] {row['prompt']} [\\INST]", True), enc(" "+row["harmful"]), row["harmful"].split(" ")
-    room, refusal, t = o.max_length-len(q), refusal_token_id(tokenizer, o.word), Tree()
+    room, refusal, t = objective.max_length-len(q), refusal_token_id(tokenizer, objective.word), Tree()
     root = t.add(q)
-    if o.rto: t.add(h[:room], root, targets=_keep([(j, refusal, o.rto_weight, RTO) for j in range(min(len(h)+1, room))], min(len(q)+len(h)+1, o.max_length), rng, o.rto_keep))
-    if len(words) < 3 and o.prefix: return t
-    k = 0 if i%3==0 or not o.prefix else rng.randint(1, len(words)-2)
+    if objective.rto: t.add(h[:room], root, targets=_keep([(j, refusal, objective.rto_weight, RTO) for j in range(min(len(h)+1, room))], min(len(q)+len(h)+1, objective.max_length), rng, objective.rto_keep))
+    if len(words) < 3 and objective.prefix: return t
+    k = 0 if i%3==0 or not objective.prefix else rng.randint(1, len(words)-2)
     p = enc(" "+" ".join(words[:k])) if k else []
-    r = (enc((" " if k or not o.prefix else "  ")+row["safe"]) + response_end(tokenizer))[:max(0, room-len(p))]
-    on = 1 if o.rto and h[:len(p)]==p else t.add(p, root)
-    if r: t.add(r[:-1], on, len(p), [(j, x, o.mle_weight, MLE) for j,x in enumerate(r)])
+    r = (enc((" " if k or not objective.prefix else "  ")+row["safe"]) + response_end(tokenizer))[:max(0, room-len(p))]
+    on = 1 if objective.rto and h[:len(p)]==p else t.add(p, root)
+    if r: t.add(r[:-1], on, len(p), [(j, x, objective.mle_weight, MLE) for j,x in enumerate(r)])
     return t
 
 # %% ../nbs/04_objectives.ipynb #7ab7e7ff
@@ -139,19 +139,19 @@ def _column(rows, name):
 class TreeDataset:
     "Trees of triples and helpful pairs, by row; redrawn each epoch. Text becomes tokens when a row is asked for, so a `Dataset` on disk stays there."
     def __init__(self,
-        tokenizer,                 # of the model that is trained
-        triples,                   # rows with prompt, safe, harmful
-        helpful=(),                # rows with prompt, response
-        o:Objective=Objective(),   # which targets the trees carry
-        seed:int=0,                # of the cuts
+        tokenizer,                         # of the model that is trained
+        triples,                           # rows with prompt, safe, harmful
+        helpful=(),                        # rows with prompt, response
+        objective:Objective=Objective(),   # which targets the trees carry
+        seed:int=0,                        # of the cuts
     ):
-        self.tok, self.o, self.seed, self.epoch = tokenizer, o, seed, 0
-        self.refusal, self.end = refusal_token_id(tokenizer, o.word), response_end(tokenizer)
+        self.tok, self.objective, self.seed, self.epoch = tokenizer, objective, seed, 0
+        self.refusal, self.end = refusal_token_id(tokenizer, objective.word), response_end(tokenizer)
         self.triples, self.helpful = triples, helpful
         for c in ("prompt","safe","harmful"):
             for i,x in enumerate(_column(triples, c)):
                 if not x: raise _gap("triples", RowNumber(i+1), c, c)
-        if o.rto: self._same_word()
+        if objective.rto: self._same_word()
 
     def set_epoch(self,
         epoch:int,     # of training, from 0
@@ -174,13 +174,13 @@ def other_opener(
 
 @patch
 def _same_word(self:TreeDataset):
-    if said := other_opener(_column(self.triples, "safe"), self.o.word): warnings.warn(said)
+    if said := other_opener(_column(self.triples, "safe"), self.objective.word): warnings.warn(said)
 
 # %% ../nbs/04_objectives.ipynb #60e00df0
 @patch
 def _pair(self:TreeDataset, t):
     "Token ids of a helpful pair, in the chat template or in the release's form."
-    if self.o.recipe!="paper": return prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["response"])+self.end
+    if self.objective.recipe!="paper": return prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["response"])+self.end
     bos = [self.tok.bos_token_id] if self.tok.bos_token_id is not None else []
     return bos+text_ids(self.tok, f"[INST] {t['prompt']} [\\INST]"), text_ids(self.tok, " "+t["response"])+self.end
 
@@ -190,10 +190,10 @@ def __getitem__(self:TreeDataset, n)->Tree:
     i, use = (n, "triples") if n < len(self.triples) else (n-len(self.triples), "helpful")
     rng = random.Random(f"{self.seed}/{self.epoch}/{n}")
     try:
-        if use=="helpful": return sft_tree(*self._pair(self.helpful[i]), self.o.max_length)
+        if use=="helpful": return sft_tree(*self._pair(self.helpful[i]), self.objective.max_length)
         t = self.triples[i]
-        if self.o.recipe=="paper": return paper_tree(self.tok, t, i, self.o, random.Random(f"{self.seed}/{n}"))
-        return triple_tree(prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["safe"])+self.end, text_ids(self.tok, t["harmful"]), self.refusal, self.o, rng)
+        if self.objective.recipe=="paper": return paper_tree(self.tok, t, i, self.objective, random.Random(f"{self.seed}/{n}"))
+        return triple_tree(prompt_ids(self.tok, t["prompt"]), text_ids(self.tok, t["safe"])+self.end, text_ids(self.tok, t["harmful"]), self.refusal, self.objective, rng)
     except ValueError as e: raise DataError(use, RowNumber(i+1), None, str(e)) from None
 
 # %% ../nbs/04_objectives.ipynb #d22b30ff

@@ -24,21 +24,21 @@ from .tables import BINS, asr, asr_figure, asr_table, cell, cut_short, few_quest
 
 # %% ../nbs/13c_pages.ipynb #4e5163e5
 def shown(
-    r,                  # a row of an evaluation, as a dict
+    row,                       # a row of an evaluation, as a dict
     show_harmful:bool=False,   # leave harmful text readable
-    most:int=300,       # characters
+    most:int=300,              # characters
 )->str:
     "A response as a person may see it."
-    if r["error"]: return f"⚠ {r['error']}"
-    cut, text = lambda t: t if len(t) <= most else t[:most]+" …", r["response"]
-    if show_harmful or _harmless(r["attack"], r["setting"]): return cut(text)
+    if row["error"]: return f"⚠ {row['error']}"
+    cut, text = lambda t: t if len(t) <= most else t[:most]+" …", row["response"]
+    if show_harmful or _harmless(row["attack"], row["setting"]): return cut(text)
     if not text.strip(): return "(nothing)"
-    if find_refusal(text) is None or pd.isna(r["unsafe"]) or r["unsafe"]: return redact(text)
+    if find_refusal(text) is None or pd.isna(row["unsafe"]) or row["unsafe"]: return redact(text)
     return cut(redact_around(text))
 
 # %% ../nbs/13c_pages.ipynb #0c54252e
 def redacted_rows(
-    rows:pd.DataFrame,   # an evaluation's rows, a response each
+    rows:pd.DataFrame,         # an evaluation's rows, a response each
     show_harmful:bool=False,   # leave harmful text readable
 )->pd.DataFrame:
     "The rows of an evaluation with their texts as a person may see them: to look at, or to hand on."
@@ -67,18 +67,18 @@ def _models_table(e):
 def _harmful(r): return r[[not _harmless(a, s) for a,s in zip(r.attack, r.setting)]]
 
 def tables(
-    e:Evaluation,      # an evaluation
-    against:str="",    # the model that the others are compared with; default: vanilla, or the first
+    evaluation:Evaluation,      # an evaluation
+    against:str="",             # the model that the others are compared with; default: vanilla, or the first
 )->dict:
     "Every table of a run: name → (DataFrame, a note)."
-    r, names = e.rows, list(e.record["models"])
+    r, names = evaluation.rows, list(evaluation.record["models"])
     against = against or ("vanilla" if "vanilla" in names else names[0])
     named = lambda t: t.assign(model=[NAMES.get(m, m) for m in t.model]) if "model" in t else t
     harmful = _harmful(r)
     out = {"Attack success": (asr_table(r).reset_index(names="model"), "Share of judged responses that are unsafe, with a 95% Wilson interval in brackets. Several responses to one question tell less than as many questions would, which widens it. Errors count as neither safe nor unsafe.")}
     if (r.setting!="").any(): out["By setting"] = (asr_table(r.assign(attack=(r.attack+" "+r.setting).str.strip())).set_axis([NAMES.get(n, n) for n in asr(r).model.unique()]).T.reset_index(names="attack"), "")
-    for j in e.record["judges"][1:]: out[f"Attack success, judge {j}"] = (asr_table(r, judge=j).reset_index(names="model"), "")
-    if e.record["judges"][1:]: out["How far the judges agree"] = (agreement({j: list(r[f"unsafe:{j}" if i else "unsafe"].astype(object).where(lambda x: x.notna(), None)) for i,j in enumerate(e.record["judges"])}), "Over what both could judge; Cohen's kappa.")
+    for j in evaluation.record["judges"][1:]: out[f"Attack success, judge {j}"] = (asr_table(r, judge=j).reset_index(names="model"), "")
+    if evaluation.record["judges"][1:]: out["How far the judges agree"] = (agreement({j: list(r[f"unsafe:{j}" if i else "unsafe"].astype(object).where(lambda x: x.notna(), None)) for i,j in enumerate(evaluation.record["judges"])}), "Over what both could judge; Cohen's kappa.")
     diffs = [paired(r, n, against).assign(model=NAMES.get(n, n)) for n in names if n!=against and len(names)>1]
     if diffs and len(d := pd.concat(diffs)): out[f"Difference from {NAMES.get(against, against)}"] = (d.assign(points=[points(x) for x in d.to_dict("records")])[["model","attack","points","pairs","left_out"]].rename(columns={"left_out": "left out"}), "Points of attack success, paired by case; 95% bootstrap over questions.")
     if len(p := positions(harmful)): out["Where refusals stand"] = (named(p).assign(**{b: (100*p[b]).round().astype(int).astype(str)+"%" for b in [*BINS,"never"]}).rename(columns={"never": "not within what was said"}), "Share of responses to harmful questions that first refuse after so many words of their own.")
@@ -91,13 +91,13 @@ def tables(
 
 # %% ../nbs/13c_pages.ipynb #e4ab9a01
 def figures(
-    e:Evaluation,      # an evaluation
+    evaluation:Evaluation,      # an evaluation
 )->dict:
     "Pictures of a run: name → matplotlib figure."
-    r, out = e.rows, {}
+    r, out = evaluation.rows, {}
     if r.get("unsafe", pd.Series(dtype="boolean")).notna().any(): out["attack success"] = asr_figure(r)
     if r.refused.notna().any(): out["where refusals stand"] = position_figure(_harmful(r))
-    if c := {n: [np.array(x) for x in m["curves"]] for n,m in e.record["models"].items() if m.get("curves")}: out["curves"] = bias_figure(c)
+    if c := {n: [np.array(x) for x in m["curves"]] for n,m in evaluation.record["models"].items() if m.get("curves")}: out["curves"] = bias_figure(c)
     return out
 
 # %% ../nbs/13c_pages.ipynb #e3b25145
@@ -137,11 +137,11 @@ def knows(
 
 # %% ../nbs/13c_pages.ipynb #37d9008d
 def write_page(
-    run,                       # an `Evaluation`, or its folder
-    title:str="Does it refuse, wherever it is asked?",  # of the page
-    show_harmful:bool=False,   # leave harmful text readable
-    against:str="",            # the model that the others are compared with; default: vanilla, or the first
-)->Path:                       # the page
+    run,                                                 # an `Evaluation`, or its folder
+    title:str="Does it refuse, wherever it is asked?",   # of the page
+    show_harmful:bool=False,                             # leave harmful text readable
+    against:str="",                                      # the model that the others are compared with; default: vanilla, or the first
+)->Path:                                                 # the page
     "Write report.html and report.json into the run's folder, each whole or not at all."
     e = run if isinstance(run, Evaluation) else Evaluation.load(run)
     t, rec, names = tables(e, against), e.record, list(e.record["models"])

@@ -94,13 +94,13 @@ def shape(
 
 # %% ../nbs/06c_plan.ipynb #bc12c55c
 def layer_keeps(
-    s:Shape,         # of the model
+    sizes:Shape,     # of the model
     mode="full",     # full, lora or qlora
     length=0,        # tokens a row
     copies=0,        # of the residual stream beyond these: 2 in bfloat16; 7 (adapters: 5) where weights are float32 and only products are not
 )->float:
     "Numbers that one layer keeps for its backward pass, a token, in rows of `length` tokens (a tree's mask is made a number each)."
-    return ((6 if mode=="full" else 4)+copies)*s.hidden + 4*s.query + 4*s.inner + s.heads + 2 + s.rank + length
+    return ((6 if mode=="full" else 4)+copies)*sizes.hidden + 4*sizes.query + 4*sizes.inner + sizes.heads + 2 + sizes.rank + length
 
 # %% ../nbs/06c_plan.ipynb #515a8f05
 _NF4 = .5 + 1/64 + 4/(64*256)      # bytes a parameter: 4 bits, a byte a block of 64 (double quantisation), a float32 a 256 blocks
@@ -113,7 +113,7 @@ def memory(
     offload:bool=False,     # weights and optimiser in the host's memory
     cpu:bool=False,         # weights are float32 there by default
     chunk:int=256,          # targets whose logits exist at one time
-)->dict:                  # part → bytes on each device
+)->dict:                    # part → bytes on each device
     "What a step holds at its fullest, on each device."
     s, full = shape(config, recipe.mode, recipe.lora), recipe.mode=="full"
     n = tokens or recipe.batch*recipe.max_length
@@ -136,13 +136,13 @@ def memory(
 
 # %% ../nbs/06c_plan.ipynb #56e2de5d
 def peak(
-    parts:dict,           # from `memory`
-    s:Shape|None=None,    # of the model; without it, gradients of a trained head count late
-)->float:                 # bytes
+    parts:dict,              # from `memory`
+    sizes:Shape|None=None,   # of the model; without it, gradients of a trained head count late
+)->float:                    # bytes
     "Bytes at the fullest moment: activations are given back as gradients come."
     now = parts["weights"]+parts["gathered"]+parts["optimiser"]
-    early = parts["activations"]+parts["logits"] + (parts["gradients"]*s.ends_trained/max(s.trained, 1) if s else 0)
-    return now + max(early, parts["gradients"]*(1 + (s.ends_trained/max(s.trained, 1) if s else 0)))
+    early = parts["activations"]+parts["logits"] + (parts["gradients"]*sizes.ends_trained/max(sizes.trained, 1) if sizes else 0)
+    return now + max(early, parts["gradients"]*(1 + (sizes.ends_trained/max(sizes.trained, 1) if sizes else 0)))
 
 # %% ../nbs/06c_plan.ipynb #b4389134
 DEVICES = {   # name → (bytes of memory, bfloat16 operations a second)
@@ -196,13 +196,13 @@ def _peak(r, config, s, devices, **kw): return peak(memory(r, config, devices, *
 def changes(
     recipe:Recipe,   # that does not fit
     config,          # of the model
-    s:Shape,         # its sizes
+    sizes:Shape,     # its sizes
     devices,         # that the run has
     room,            # bytes of memory of each
     **kw             # of `memory`
-):
+)->list:             # strings
     "Settings that make a plan fit, each by itself or with the ones before it, with the memory it then takes."
-    ok = lambda c, n=devices, **k: (b := _peak(c, config, shape(config, c.mode, c.lora) if c.mode!=recipe.mode else s, n, **{**kw, **k})) <= room*(1-_RESERVE) and f" ({b/1e9:.0f} GB)"
+    ok = lambda c, n=devices, **k: (b := _peak(c, config, shape(config, c.mode, c.lora) if c.mode!=recipe.mode else sizes, n, **{**kw, **k})) <= room*(1-_RESERVE) and f" ({b/1e9:.0f} GB)"
     tries = [("checkpointing=true", replace(recipe, checkpointing=True), {})] if not recipe.checkpointing else []
     last = replace(recipe, checkpointing=True)
     for b in (8, 4, 2, 1):

@@ -59,8 +59,8 @@ def longer(self:RefusalCurve,
 def plot(self:RefusalCurve,
     ax=None,           # matplotlib axes to draw on; default: a new figure
     **kwargs           # of the line, as matplotlib takes them
-):
-    "P(refusal) along the response; returns the matplotlib axes."
+):                     # the matplotlib axes
+    "P(refusal) along the response."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(7,2.2), layout="constrained")[1]
     ax.plot(self.prob, **{**dict(label=f'P("{self.word}")'), **kwargs})
@@ -104,11 +104,12 @@ def token_text(
 def pair_ids(
     model,                # a causal LM, with or without adapters
     tokenizer,            # its tokenizer
-    pairs:list,           # (prompt, response) texts
+    prompts:list,         # user messages
+    responses:list,       # texts, one for each prompt
     max_tokens:int=512,   # of each response
 )->list:                  # (prompt ids, response ids)
-    "Token ids of pairs, as far as the model can read them; `ValueError` for a response without tokens or a pair longer than the model's context."
-    ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in pairs], context_length(model)
+    "Token ids of prompts and responses; `ValueError` for lists of unequal length, a response without tokens, or a pair longer than the model's context."
+    ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in zip(prompts, responses, strict=True)], context_length(model)
     for i,(q,r) in enumerate(ids):
         if not r: raise ValueError(f"response {i+1} is empty: there is no position to look at")
         if len(q)+len(r) > room: raise ValueError(f"pair {i+1}: {_count(len(q), 'token')} of prompt and {len(r)} of response are more than the {room} that the model was made for; pass max_tokens={max(0, room-len(q))} or shorten it")
@@ -119,7 +120,8 @@ def pair_ids(
 def refusal_curves(
     model,                   # a causal LM, with or without adapters
     tokenizer,               # its tokenizer
-    pairs:list,              # (prompt, response) texts
+    prompts:list,            # user messages
+    responses:list,          # texts, one for each prompt
     word:str="Sorry",        # the refusal token's word
     openers=None,            # also score these, e.g. `OPENERS`
     max_tokens:int=512,      # of each response
@@ -129,7 +131,7 @@ def refusal_curves(
 )->list[RefusalCurve]:
     "The refusal curve of each response. Dropout is off, whatever mode the model is in."
     refusal, was, out = refusal_token_id(tokenizer, word), model.training, []
-    ids = pair_ids(model, tokenizer, pairs, max_tokens); bar = tqdm(total=len(ids), desc=desc, disable=desc is None, unit="row")
+    ids = pair_ids(model, tokenizer, prompts, responses, max_tokens); bar = tqdm(total=len(ids), desc=desc, disable=desc is None, unit="row")
     head = head_logits(unwrap(model))
     model.eval()
     try:
@@ -139,7 +141,7 @@ def refusal_curves(
             read, s = _read_positions(head, hidden_states(model, b).flatten(0,1)[b["target_pos"]], refusal, b["target_ids"], top), 0
             for j in group:
                 mass = _opener_mass(model, tokenizer, *ids[j], openers, limit) if openers else None
-                out.append((j, _curve(tokenizer, pairs[j][0], ids[j][1], [x[s:s+len(ids[j][1])] for x in read], mass, word))); s += len(ids[j][1])
+                out.append((j, _curve(tokenizer, prompts[j], ids[j][1], [x[s:s+len(ids[j][1])] for x in read], mass, word))); s += len(ids[j][1])
             bar.update(len(group))
     finally: model.train(was); bar.close()
     return [c for _,c in sorted(out, key=lambda x: x[0])]
@@ -178,7 +180,7 @@ def refusal_curve(
     **kwargs           # of `refusal_curves`
 )->RefusalCurve:
     "The refusal curve of one response; arguments as `refusal_curves`."
-    return refusal_curves(model, tokenizer, [(prompt, response)], **kwargs)[0]
+    return refusal_curves(model, tokenizer, [prompt], [response], **kwargs)[0]
 
 # %% ../nbs/07_probe.ipynb #1bc38ac4
 def _trie(tokenizer, openers):

@@ -167,12 +167,12 @@ def make_recipe(
 
 # %% ../nbs/06b_recipes.ipynb #97526a83
 def read_recipe(
-    file,            # a YAML file
+    path,            # a YAML file
     sets=(),         # such as ["lr=1e-4", "lora.r=32"]
 )->Recipe:
     "The recipe of a file, with settings laid over it."
-    values, lines = _parse(Path(file).read_text(encoding="utf-8"), file)
-    return make_recipe(values, file, lines, sets)
+    values, lines = _parse(Path(path).read_text(encoding="utf-8"), path)
+    return make_recipe(values, path, lines, sets)
 
 # %% ../nbs/06b_recipes.ipynb #35a53f0e
 def dealt(

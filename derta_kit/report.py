@@ -114,26 +114,26 @@ def _examples(scores, n=3):
 
 # %% ../nbs/13_report.ipynb #1334a0ab
 def write_report(
-    folder,                     # the run folder
-    scores:dict,                # model name → scorecard
-    rec:dict,                   # from `record`
-    histories:dict|None=None,   # model name → training log, for a figure of each
-    title:str="derta_kit: can it refuse anywhere?",  # of the page
-    show_harmful:bool=False,    # leave harmful text readable
-    judged:bool=True,           # say which of the demo's goals are met
-)->Path:                        # the page
-    "Write report.json, report.html and the figures into `folder`, each whole or not at all."
-    folder, scores = Path(folder), {k: redacted(s, show_harmful) for k,s in scores.items()}
+    scores:dict,                                      # model name → scorecard
+    record:dict,                                      # from `record`
+    out,                                              # folder of the run
+    histories:dict|None=None,                         # model name → training log, for a figure of each
+    title:str="derta_kit: can it refuse anywhere?",   # of the page
+    show_harmful:bool=False,                          # leave harmful text readable
+    judged:bool=True,                                 # say which of the demo's goals are met
+)->Path:                                              # the page
+    "Write report.json, report.html and the figures into `out`, each whole or not at all."
+    out, scores = Path(out), {k: redacted(s, show_harmful) for k,s in scores.items()}
     met = goals(scores) if judged and {"vanilla","derta"} <= set(scores) else {}
     figs = {"refusal_bias": demo_figure(scores), **{f"training_{k}": loss_figure(h, f"Training {NAMES.get(k, k)}") for k,h in (histories or {}).items()}}
     pngs = {}
     for name,f in figs.items():
         pngs[name] = _png(f)
-        with atomically(folder/f"{name}.png") as p: p.write_bytes(pngs[name])
-    with atomically(folder/"report.json") as p:
-        p.write_text(json.dumps(dict(record=rec, goals={k: dict(met=m, value=x) for k,(m,x) in met.items()}, scores=scores), ensure_ascii=False, indent=1), encoding="utf-8")
-    page = _PAGE.render(title=title, subtitle=f"seed {rec.get('seed','–')}, torch {rec['versions']['torch']}, transformers {rec['versions']['transformers']}", record=rec, table=demo_table(scores),
-                        goals=met, said=goal_said, shown=show_harmful, examples=_examples(scores), record_json=json.dumps(rec, indent=1, ensure_ascii=False),
+        with atomically(out/f"{name}.png") as p: p.write_bytes(pngs[name])
+    with atomically(out/"report.json") as p:
+        p.write_text(json.dumps(dict(record=record, goals={k: dict(met=m, value=x) for k,(m,x) in met.items()}, scores=scores), ensure_ascii=False, indent=1), encoding="utf-8")
+    page = _PAGE.render(title=title, subtitle=f"seed {record.get('seed','–')}, torch {record['versions']['torch']}, transformers {record['versions']['transformers']}", record=record, table=demo_table(scores),
+                        goals=met, said=goal_said, shown=show_harmful, examples=_examples(scores), record_json=json.dumps(record, indent=1, ensure_ascii=False),
                         figures=[(k.replace("_"," "), base64.b64encode(v).decode()) for k,v in pngs.items()])
-    with atomically(folder/"report.html") as p: p.write_text(page, encoding="utf-8")
-    return folder/"report.html"
+    with atomically(out/"report.html") as p: p.write_text(page, encoding="utf-8")
+    return out/"report.html"

@@ -94,7 +94,7 @@ def scorecard(
 )->dict:                 # plain numbers and lists, ready for JSON
     "Every number of the demo's table for one model, with the rows and curves behind it."
     harmful, helpful = list(data["harmful_eval"]), list(data["benign_eval"])
-    curve = lambda rows, field: refusal_curves(model, tokenizer, [(r["prompt"], r[field]) for r in rows], desc=desc and f"{desc}: curves")
+    curve = lambda rows, field: refusal_curves(model, tokenizer, [r["prompt"] for r in rows], [r[field] for r in rows], desc=desc and f"{desc}: curves")
     curves = dict(harmful=curve(harmful, "harmful"), helpful=curve(helpful, "response") if benign else [])
     pre = prefilled(model, tokenizer, harmful, depths, desc=desc and f"{desc}: prefilled")
     ans = answers(model, tokenizer, helpful if benign else [], desc=desc and f"{desc}: answers")

@@ -122,7 +122,7 @@ def say(
         if done: done(i, s)
     ids = _readable(model, tokenizer, cases, decoding, ready)
     at = list(ids)
-    _in_slots(model, tokenizer, [ids[i] for i in at], processors([cases[i] for i in at], tokenizer), decoding, slots, lambda j,c: ready(at[j], Said(c.text, c.n, c.ended)))
+    _in_slots(model, tokenizer, [ids[i] for i in at], processors(tokenizer, [cases[i] for i in at]), decoding, slots, lambda j,c: ready(at[j], Said(c.text, c.n, c.ended)))
     return out
 
 # %% ../nbs/12b_speak.ipynb #7a2c63ed

@@ -133,7 +133,7 @@ def save_page(
 # %% ../nbs/09_strip.ipynb #91e7a6b4
 def strip_figure(
     curves:dict,     # model name → `RefusalCurve`, all of one response
-):                   # matplotlib Figure
+)->plt.Figure:
     "P(refusal) along a response: a line a model, and a strip a model."
     n, word = len(curves), next(iter(curves.values())).word
     fig, (a, b) = plt.subplots(2, 1, figsize=(8, 2.4+.32*n), height_ratios=[2.2, .32*n], sharex=True, layout="constrained")

@@ -31,11 +31,11 @@ def asr(
 
 # %% ../nbs/12d_tables.ipynb #733ce8ff
 def cell(
-    r,                      # a row of `asr`, or a dict like it
+    row,                    # a row of `asr`, or a dict like it
 )->str:
     "A rate as a table shows it: per cent, interval, and what is missing."
-    if not r["n"]: return f"– ({_count(r['errors'], 'error')})" if r.get("errors") else "–"
-    return f"{100*r['rate']:.0f}% ({100*r['low']:.0f}–{100*r['high']:.0f})" + (f", {_count(r['errors'], 'error')}" if r.get("errors") else "")
+    if not row["n"]: return f"– ({_count(row['errors'], 'error')})" if row.get("errors") else "–"
+    return f"{100*row['rate']:.0f}% ({100*row['low']:.0f}–{100*row['high']:.0f})" + (f", {_count(row['errors'], 'error')}" if row.get("errors") else "")
 
 # %% ../nbs/12d_tables.ipynb #13845d76
 def asr_table(
@@ -82,10 +82,10 @@ def paired(
 
 # %% ../nbs/12d_tables.ipynb #6db6e5a0
 def points(
-    d,                      # a row of `paired`, as a dict
+    row,                    # a row of `paired`, as a dict
 )->str:
     "A difference in points of attack success, with its interval."
-    return f"{100*d['difference']:+.0f} " + ("(too few questions)" if d["low"]!=d["low"] else f"({100*d['low']:+.0f} to {100*d['high']:+.0f})")
+    return f"{100*row['difference']:+.0f} " + ("(too few questions)" if row["low"]!=row["low"] else f"({100*row['low']:+.0f} to {100*row['high']:+.0f})")
 
 # %% ../nbs/12d_tables.ipynb #b7f5b486
 def how_many(

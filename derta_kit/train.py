@@ -77,7 +77,7 @@ class _FilledSampler(torch.utils.data.Sampler):
     "The order that a single process draws, and then the filling of a `_Padded` dataset."
     def __init__(self,
         data:_Padded,   # filled up
-        seed,          # of the order
+        seed,           # of the order
     ):
         self.data, self.draw, self.size, self.fill = data, SeedableRandomSampler(range(len(data.data)), data_seed=seed), len(data), range(len(data.data), len(data))
     def set_epoch(self,
@@ -105,7 +105,7 @@ class NotFinite(FloatingPointError):
 def row_names(
     data,              # a `TreeDataset`, or anything with rows
     rows,              # their numbers
-):
+)->str:
     "The rows of a batch in words, such as 'triples 3, 17; helpful 5'."
     n = len(data.triples) if hasattr(data, "triples") else None
     if n is None: return "rows " + ", ".join(map(str, rows))
@@ -249,7 +249,7 @@ def fine_tune(
 )->DertaTrainer:           # its `state.log_history` holds the curves
     "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, or rows longer than it can read."
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
-    if (o := getattr(dataset, "o", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
+    if (o := getattr(dataset, "objective", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
     args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model, kwargs)), **kwargs})
     trainer = DertaTrainer(model, args, dataset, tokenizer, eval_dataset, callbacks=callbacks)
     for w in watch: trainer.add_callback(w(trainer))

@@ -43,7 +43,7 @@ def stages(path, every=4):
         return r
     ds = timed("read", lambda: read_triples(path))
     g = timed("gate", lambda: gate(ds), len(ds))
-    trees = timed("checked", lambda: TreeDataset(tok, g.kept, o=Objective(cuts=2, max_length=1024)))
+    trees = timed("checked", lambda: TreeDataset(tok, g.kept, objective=Objective(cuts=2, max_length=1024)))
     some = range(0, len(trees), every)             # over the whole file
     timed("trees", lambda: sum(len(trees[i]) for i in some), len(some))
     print(g.table.to_string())

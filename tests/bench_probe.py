@@ -40,7 +40,7 @@ def main(path=None):
     at = list(range(0, 128, 8)); ours, said = timed(lambda: rollouts(model, tok, row["prompt"], r, at, 32), 1)
     plain, want = timed(lambda: [generate(model, tok, [q+r[:k]], 32)[0] for k in at], 1)
     out["rollouts_times_faster"] = plain/ours; out["rollouts_same_text"] = float(np.mean([a.text==b for a,b in zip(said, want)]))
-    peak = lambda n: (refusal_curves(model, tok, [(row["prompt"], text)]*n, max_tokens=64, batch_tokens=1024), resident("VmHWM")/2**20)[1]
+    peak = lambda n: (refusal_curves(model, tok, [row["prompt"]]*n, [text]*n, max_tokens=64, batch_tokens=1024), resident("VmHWM")/2**20)[1]
     from_here()
     for n in (16, 64, 128): out[f"peak_mb_{n}_responses"] = peak(n)
     for k,v in out.items(): print(f"{k}: {v:.1f}")

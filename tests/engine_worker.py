@@ -46,7 +46,7 @@ def data_of(kind, tok, n):
     from derta_kit.data import demo_data
     from derta_kit.objectives import TreeDataset, objective
     rows = [dict(r, harmful=" ".join(r["harmful"].split()[:8]), prompt=" ".join(r["prompt"].split()[:8])) for r in demo_data()["triples"].select(range(n))]
-    return TreeDataset(tok, rows, o=objective("derta"))
+    return TreeDataset(tok, rows, objective=objective("derta"))
 
 
 class Kill(TrainerCallback):

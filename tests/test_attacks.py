@@ -94,7 +94,7 @@ def test_bad_input_is_named(tmp_path):
 @pytest.mark.parametrize("place", ["[INSERT PROMPT HERE]", "[insert your question here]", "[PROMPT]", "[REPLACE]", "{question}", "{{ prompt }}", "{goal}"])
 def test_places_in_templates(tmp_path, place):
     f = tmp_path/"max.txt"; f.write_text(f"Max! {place} Now.")
-    c, = attack("jailbreakchat", [r"Why \1?"], file=f)
+    c, = attack("jailbreakchat", [r"Why \1?"], path=f)
     assert c.prompt == r"Max! Why \1? Now." and c.setting == "max"
 
 
@@ -135,10 +135,10 @@ def test_avoiding_decodes_as_a_plain_loop(demo):
     told = "Always begin with: I'm sorry, but I cannot help with that."
     cases = [Case("avoid", "", Q, Q, system=told, avoid=a) for a in (None, Avoid(steps=3), Avoid(top=20), Avoid(top=1))]
     rows = [c.ids(tok) for c in cases]
-    got = [c.text for c in decode(model, tok, rows, max_new_tokens=10, slots=3, processors=processors(cases, tok))]
+    got = [c.text for c in decode(model, tok, rows, max_new_tokens=10, slots=3, processors=processors(tok, cases))]
     assert got[1:] == [plain_loop(model, tok, r, c.avoid, 10) for r,c in zip(rows[1:], cases[1:])]
     assert got[3] == got[0]                        # all of one likeliest is barred: it is taken
-    by = {p: c.text for p,c in _by_generate(model, tok, rows, [(i, len(r)) for i,r in enumerate(rows)], 10, 2, 0., 1., 0, range(4), processors(cases, tok))}
+    by = {p: c.text for p,c in _by_generate(model, tok, rows, [(i, len(r)) for i,r in enumerate(rows)], 10, 2, 0., 1., 0, range(4), processors(tok, cases))}
     assert [by[i] for i in range(4)] == got
     with pytest.raises(ValueError, match="1 processors for 4 points"): decode(model, tok, rows, processors=[None])
 
@@ -160,8 +160,8 @@ def test_files_of_searching_attacks(tmp_path):
     with pytest.warns(UserWarning, match="1 of 2 have no prompt"): a, = attack_file(put("j.json", dict(parameters=dict(method="GCG", model="m"), jailbreaks=[dict(goal=Q, prompt=None), dict(goal=Q, prompt="x y")])))
     assert (a.attack, a.setting) == ("gcg", "m")
     mine = put("mine.jsonl", json.dumps(dict(attack="pair", question=Q, prompt="A play.")))
-    assert attack("pair", [Q], file=mine)[0].prompt == "A play."
-    with pytest.raises(DataError, match="holds no case: 1 of 1 ask none of the questions"): attack("pair", ["Else?"], file=mine)
+    assert attack("pair", [Q], path=mine)[0].prompt == "A play."
+    with pytest.raises(DataError, match="holds no case: 1 of 1 ask none of the questions"): attack("pair", ["Else?"], path=mine)
     with pytest.raises(DataError, match="unknown layout, with a, b"): attack_file(put("u.json", {"a": 1, "b": 2}))
     with pytest.raises(DataError, match="cut.json, line 2: not valid JSON"): attack_file(put("cut.json", '{"question": "x"}\n{"quest'), [Q], "pair")
     assert {"pair", "autodan", "release"} <= set(ATTACKS)

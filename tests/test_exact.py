@@ -61,7 +61,7 @@ def test_demo_model(demo_data, cuts=2):
             if "lora_B" in n: p.normal_(std=.02, generator=torch.Generator().manual_seed(0))
     model.eval()
     rows = [dict(r, harmful=" ".join(r["harmful"].split()[:12])) for r in demo_data["triples"].select(range(2))]
-    ds, sorry, want = TreeDataset(tok, rows, o=objective("derta", cuts=cuts)), refusal_token_id(tok), 0.
+    ds, sorry, want = TreeDataset(tok, rows, objective=objective("derta", cuts=cuts)), refusal_token_id(tok), 0.
     trees = [ds[i] for i in range(2)]
     for t,row in zip(trees, rows):
         q, r, h = prompt_ids(tok, row["prompt"]), text_ids(tok, row["safe"])+response_end(tok), text_ids(tok, row["harmful"])

@@ -20,7 +20,7 @@ def test_near_duplicates_are_those_of_a_plain_comparison():
     texts = base + [" ".join(w if rng.random() > .03 else "x" for w in t.split()) for t in base[:60]]
     sets = list(map(shingles, texts))
     want = {i for i in range(len(texts)) if any(jaccard(sets[i], sets[j]) >= .8 for j in range(i))}
-    got = near_duplicates(texts.__getitem__, len(texts), batch=37)
+    got = near_duplicates(texts.__getitem__, len(texts), batch_size=37)
     assert set(got) <= want and len(got) >= .93*len(want) and len(want) > 25        # MinHash may miss a few, and invents none
     assert all(jaccard(sets[i], sets[j]) >= .8 and j < i for i,j in got.items())
 
@@ -57,7 +57,7 @@ def test_card_redacts_and_escapes(tmp_path):
 def test_preview_counts_tokens(demo, demo_data):
     tok = demo[1]; t, h = demo_data["triples"].select(range(24)), demo_data["helpful"].select(range(24))
     df = epoch_preview(tok, t, h, Objective(max_length=200), batch=8)
-    ds = TreeDataset(tok, t, o=Objective(max_length=200))
+    ds = TreeDataset(tok, t, objective=Objective(max_length=200))
     assert df.loc["triples","trees"] == sum(len(ds[i]) for i in range(24)) and df.loc["triples","targets"] == sum(len(n.targets) for i in range(24) for n in ds[i].nodes)
     assert df.loc["all","rows"] == 48 and (df["packed"] <= df["trees"]).all() and (df["trees"] <= df["padded"]).all()
 
@@ -74,7 +74,7 @@ def test_labels_give_our_loss(demo, kind, cuts, name):
         theirs = sum(model(torch.tensor([r["input_ids"]]), labels=torch.tensor([r["labels"]])).loss*k for r,k in zip(exported, n))/sum(n)
         ours = tree_loss(model, TreeCollator()([ds[i] for i in range(len(ds))]))[0]
     assert abs(ours-theirs) < 1e-5*abs(theirs)
-    with pytest.raises(ValueError, match="weight other than 1"): list(label_rows(TreeDataset(tok, rows, o=Objective(rto_weight=.5))))
+    with pytest.raises(ValueError, match="weight other than 1"): list(label_rows(TreeDataset(tok, rows, objective=Objective(rto_weight=.5))))
 
 
 def test_trl_takes_the_exports_as_they_are(demo, tmp_path):
@@ -82,7 +82,7 @@ def test_trl_takes_the_exports_as_they_are(demo, tmp_path):
     tok = demo[1]; rows = [GOOD, {**GOOD, "prompt": "How do I sneak in?"}]*2
     common = dict(max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True, save_strategy="no", logging_steps=1, disable_tqdm=True, bf16=False)
     def losses(t): t.train(); return [x["loss"] for x in t.state.log_history if "loss" in x]
-    sft = trl.SFTTrainer(tiny("llama", vocab_size=49152), trl.SFTConfig(str(tmp_path/"s"), **common), train_dataset=Dataset.from_list(list(completion_rows(rows, tok, empty=.3))), processing_class=tok)
+    sft = trl.SFTTrainer(tiny("llama", vocab_size=49152), trl.SFTConfig(str(tmp_path/"s"), **common), train_dataset=Dataset.from_list(list(completion_rows(tok, rows, empty=.3))), processing_class=tok)
     labels = trl.SFTTrainer(tiny("llama", vocab_size=49152), trl.SFTConfig(str(tmp_path/"l"), dataset_kwargs=dict(skip_prepare_dataset=True), **common), train_dataset=Dataset.from_list(list(label_rows(TreeDataset(tok, rows)))), processing_class=tok)
     dpo = trl.DPOTrainer(tiny("llama", vocab_size=49152), tiny("llama", vocab_size=49152), args=trl.DPOConfig(str(tmp_path/"d"), **common), train_dataset=Dataset.from_list(list(preference_rows(rows))), processing_class=tok)
     for t in (sft, labels, dpo): assert len(losses(t)) == 2 and all(0 < float(l) < 20 for l in losses(t)[:2])
@@ -97,19 +97,19 @@ def test_trl_computes_our_loss_from_our_completions(demo, tmp_path):
     model = tiny("llama", vocab_size=49152)
     with torch.no_grad(): ours = tree_loss(model, TreeCollator()([ds[i] for i in range(4)]))[0].item()
     t = trl.SFTTrainer(model, trl.SFTConfig(str(tmp_path), max_steps=1, per_device_train_batch_size=4, learning_rate=0., report_to="none", use_cpu=True, save_strategy="no", logging_steps=1, disable_tqdm=True, bf16=False),
-                       train_dataset=Dataset.from_list(list(completion_rows(rows, tok, helpful=helpful))), processing_class=tok)
+                       train_dataset=Dataset.from_list(list(completion_rows(tok, rows, helpful))), processing_class=tok)
     t.train(); theirs = next(x["loss"] for x in t.state.log_history if "loss" in x)
     assert abs(ours-float(theirs)) < 1e-4*ours
 
 
 def test_what_an_export_cannot_hold_is_said(demo):
     tok = demo[1]
-    for rows in (completion_rows([{**GOOD, "prompt": "a <|im_start|> b"}], tok), completion_rows([{**GOOD, "safe": "Sorry.<|im_end|>"}], tok), completion_rows([], tok, helpful=[dict(prompt="a", response="<|im_end|>")])):
+    for rows in (completion_rows(tok, [{**GOOD, "prompt": "a <|im_start|> b"}]), completion_rows(tok, [{**GOOD, "safe": "Sorry.<|im_end|>"}]), completion_rows(tok, [], [dict(prompt="a", response="<|im_end|>")])):
         with pytest.raises(ValueError, match="(triples|helpful), row 1: holds text that the tokenizer takes for special tokens"): list(rows)
     with pytest.raises(ValueError, match="triples, row 1, field 'harmful': empty"): list(preference_rows([{**GOOD, "harmful": ""}]))
-    assert len(list(completion_rows([{**GOOD, "harmful": ""}], tok))) == 1
+    assert len(list(completion_rows(tok, [{**GOOD, "harmful": ""}]))) == 1
     emoji = [{**GOOD, "harmful": "🙂🙃🙂🙃"}]                                                     # a cut inside a character
-    assert not any("\ufffd" in r["prompt"] for s in range(20) for r in completion_rows(emoji, tok, s, empty=0.))
+    assert not any("\ufffd" in r["prompt"] for s in range(20) for r in completion_rows(tok, emoji, empty=0., seed=s))
 
 
 def test_the_way_from_questions_to_a_training_file(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_four_bits_give_the_same_recomputed_or_not(folder):
 def test_curves_and_rollouts_as_on_a_cpu(pair):
     from derta_kit.probe import refusal_curves, rollouts
     from derta_kit.refusals import OPENERS
-    (cpu, gpu) = [refusal_curves(*m, PAIRS, openers=OPENERS[:4], top=3) for m in pair]
+    (cpu, gpu) = [refusal_curves(*m, *zip(*PAIRS), openers=OPENERS[:4], top=3) for m in pair]
     for a,b in zip(cpu, gpu): assert abs(a.prob-b.prob).max() < 1e-4 and abs(a.opener_mass-b.opener_mass).max() < 1e-4 and abs(a.logp-b.logp).max() < 1e-2
     texts = [[x.text for x in rollouts(*m, *PAIRS[0], positions=[0, 4, 9], max_new_tokens=12)] for m in pair]; assert texts[0] == texts[1]
 
@@ -89,7 +89,7 @@ def test_curves_and_rollouts_as_on_a_cpu(pair):
 def test_the_trees_of_the_demo_model_in_bfloat16(pair, demo_data):
     "Rows, trees and packed trees of one triple each: within what bfloat16 does to any sum."
     (_, tok), rows = pair[0], demo_data["triples"].select(range(6))
-    data = TreeDataset(tok, rows, o=objective("derta")); ts = [data[i] for i in range(6)]; want = tree_loss(pair[1][0], cuda(collate(ts)))[0].item()
+    data = TreeDataset(tok, rows, objective=objective("derta")); ts = [data[i] for i in range(6)]; want = tree_loss(pair[1][0], cuda(collate(ts)))[0].item()
     assert tree_loss(pair[1][0], cuda(collate(ts, limit=0)))[0].item() == pytest.approx(want, rel=1e-4)
     model, _ = load("demo")
     for kw in (dict(limit=0), dict(), dict(budget=1024)): assert tree_loss(model, cuda(collate(ts, **kw)))[0].item() == pytest.approx(want, rel=.03), kw
@@ -128,7 +128,7 @@ def test_the_commands(pair, tmp_path):
     from derta_kit.data import demo_data
     f = tmp_path/"triples.jsonl"; f.write_text("\n".join(json.dumps({k: r[k] for k in ("prompt","safe","harmful")}) for r in demo_data()["triples"].select(range(24))))
     for mode in ("lora", "qlora"):
-        r = said(derta_train, f, tmp_path/mode, "--mode", mode, "--batch", "4", "--set", "train.max_steps=3")
+        r = said(derta_train, f, "--out", tmp_path/mode, "--mode", mode, "--batch", "4", "--set", "train.max_steps=3")
         assert r.returncode == 0 and (tmp_path/mode/"adapter_model.safetensors").exists(), r.stderr[-1500:]
     r = said(derta_probe, *PAIRS[0], "--adapter", tmp_path/"lora", "--out", tmp_path/"curve"); assert r.returncode == 0 and (tmp_path/"curve.png").exists(), r.stderr[-1500:]
-    r = said(derta_eval, "run", tmp_path/"eval", "--models", f"base,mine={tmp_path/'lora'}", "--n", "4", "--harmless", "8", "--max_new_tokens", "24"); assert r.returncode == 0 and (tmp_path/"eval"/"report.html").exists(), r.stderr[-1500:]
+    r = said(derta_eval, "run", "--out", tmp_path/"eval", "--models", f"base,mine={tmp_path/'lora'}", "--n", "4", "--harmless", "8", "--max_new_tokens", "24"); assert r.returncode == 0 and (tmp_path/"eval"/"report.html").exists(), r.stderr[-1500:]

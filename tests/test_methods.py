@@ -22,7 +22,7 @@ def here(tmp_path_factory):
 def test_each_method_leaves_a_model_and_a_record(here, name, mode, capsys):
     if name=="dpo": pytest.importorskip("trl", reason="trl is not installed")
     out = here/f"{name}-{mode}"
-    derta_train([str(here/"triples.jsonl"), str(out), "--model", str(here/"model"), "--objective", name, "--mode", mode, "--batch", "4", "--epochs", "2", "--held_out", "0", "--max_length", "128", "--set", "train.logging_steps=1"])
+    derta_train([str(here/"triples.jsonl"), "--out", str(out), "--model", str(here/"model"), "--objective", name, "--mode", mode, "--batch", "4", "--epochs", "2", "--held_out", "0", "--max_length", "128", "--set", "train.logging_steps=1"])
     run = json.loads((out/"run.json").read_text())
     assert run["objective"]["name" if name=="dpo" else "rto"] == dict(dpo="dpo").get(name, name in ("rto","derta")) and run["engine"] == "single" and run["steps"] == 6 and run["rows"]["triples"] == 12
     assert run["data"]["triples"] and run["recipe"]["mode"] == mode and run["trained"] > 0 and {"versions","seed"} <= set(run)
@@ -34,7 +34,7 @@ def test_each_method_leaves_a_model_and_a_record(here, name, mode, capsys):
 def test_a_folder_is_one_runs_own(here, capsys):
     "Another run in it would train nothing and write a false record."
     out, said = here/"own", ["--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--held_out", "0", "--max_length", "128", "--save_steps", "1"]
-    go = lambda *more: derta_train([str(here/"triples.jsonl"), str(out), *said, *more])
+    go = lambda *more: derta_train([str(here/"triples.jsonl"), "--out", str(out), *said, *more])
     go(); before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}; assert {"run.json","settings.json","adapter_model.safetensors"} <= set(before)
     for more,what in ((("--objective","vanilla"), "objective"), (("--lr","1e-3"), "lr"), (("--helpful", str(here/"pairs.jsonl")), "data")):
         (here/"pairs.jsonl").write_text(json.dumps(dict(prompt="t1", response="t2")))
@@ -49,12 +49,12 @@ def test_a_folder_of_something_else_is_left_alone(here, capsys, tmp_path, there,
     "The demo's folder has settings of another kind; an evaluation or an adapter of somebody's own has none."
     if there=="checkpoint-5": (tmp_path/there).mkdir()
     else: (tmp_path/there).write_text(json.dumps(dict(recipe=dict(objectives={}, mix={}, seed=0), data={})))
-    with pytest.raises(SystemExit) as e: derta_train([str(here/"triples.jsonl"), str(tmp_path), "--model", str(here/"model"), "--batch", "4"])
+    with pytest.raises(SystemExit) as e: derta_train([str(here/"triples.jsonl"), "--out", str(tmp_path), "--model", str(here/"model"), "--batch", "4"])
     assert e.value.code == 2 and f"{tmp_path} holds {what}" in (err := capsys.readouterr().err) and "choose another folder" in err and [f.name for f in tmp_path.iterdir()] == [there]
 
 
 def test_a_run_that_left_nothing_owns_nothing(here, capsys):
-    out = here/"failed"; said = [str(here/"triples.jsonl"), str(out), "--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--held_out", "0"]
+    out = here/"failed"; said = [str(here/"triples.jsonl"), "--out", str(out), "--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--held_out", "0"]
     with pytest.raises(SystemExit): derta_train([*said, "--max_length", "9999"])       # more than the model can read
     assert "9999" in capsys.readouterr().err
     derta_train([*said, "--max_length", "128"]); assert (out/"run.json").exists()

@@ -37,18 +37,18 @@ def test_long_text_keeps_r_and_cuts_r_hat():
 
 def test_one_word_responses(demo):
     _, tok = demo; rows = [dict(prompt="Hm?", safe="No.", harmful="Yes")]
-    for name in OBJECTIVES: assert len(TreeDataset(tok, rows, o=objective(name, cuts=4))[0]) > 0
-    t = TreeDataset(tok, rows, o=objective("derta", recipe="paper"))[0]
+    for name in OBJECTIVES: assert len(TreeDataset(tok, rows, objective=objective(name, cuts=4))[0]) > 0
+    t = TreeDataset(tok, rows, objective=objective("derta", recipe="paper"))[0]
     assert len(t.nodes) == 2 and t.nodes[1].targets          # under three words: RTO only
 
 
 def test_another_first_word_than_is_taught_is_said(demo):
     import warnings
     rows = [dict(prompt="a", harmful="b", safe=s) for s in ("I can't help with that.", "I won't.", "Sorry, no.")]
-    with pytest.warns(UserWarning, match="1 of 3 safe responses begin with 'Sorry'.*'I' is more usual"): TreeDataset(demo[1], rows, o=objective("derta"))
+    with pytest.warns(UserWarning, match="1 of 3 safe responses begin with 'Sorry'.*'I' is more usual"): TreeDataset(demo[1], rows, objective=objective("derta"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        TreeDataset(demo[1], rows, o=objective("derta", word="I")); TreeDataset(demo[1], rows, o=objective("recaug")); TreeDataset(demo[1], rows[2:], o=objective("derta")); TreeDataset(demo[1], [], o=objective("derta"))
+        TreeDataset(demo[1], rows, objective=objective("derta", word="I")); TreeDataset(demo[1], rows, objective=objective("recaug")); TreeDataset(demo[1], rows[2:], objective=objective("derta")); TreeDataset(demo[1], [], objective=objective("derta"))
 
 
 def test_error_names_the_row(demo):
@@ -75,7 +75,7 @@ def test_keep_is_drawn_from_the_row():
 
 
 def test_drawing_depends_on_seed_epoch_and_row_only(demo, demo_data):
-    _, tok = demo; rows = demo_data["triples"].select(range(4)); a, b = (TreeDataset(tok, rows, o=objective("derta"), seed=5) for _ in range(2))
+    _, tok = demo; rows = demo_data["triples"].select(range(4)); a, b = (TreeDataset(tok, rows, objective=objective("derta"), seed=5) for _ in range(2))
     assert [a[i] for i in (3,1,0,2)] == [b[i] for i in (3,1,0,2)] and [a[i] for i in range(4)] == [b[i] for i in range(4)]
     b.set_epoch(1); assert [a[i] for i in range(4)] != [b[i] for i in range(4)]
 

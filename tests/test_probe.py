@@ -10,7 +10,7 @@ from derta_kit.refusals import OPENERS, refusal_token_id
 def test_curves_of_a_batch_equal_single_ones_and_plain_passes(demo, demo_data):
     model, tok = demo; sorry = refusal_token_id(tok)
     pairs = [(r["prompt"], " ".join(r["harmful"].split()[:n])) for r,n in zip(demo_data["harmful_eval"], (4, 30, 11))]
-    many = refusal_curves(model, tok, pairs, batch_tokens=150)
+    many = refusal_curves(model, tok, *zip(*pairs), batch_tokens=150)
     for (p,r),c in zip(pairs, many):
         q, ids = prompt_ids(tok, p), text_ids(tok, r)
         with torch.no_grad(): lp = model(torch.tensor([q+ids])).logits[0, len(q)-1:-1].log_softmax(-1)
@@ -41,7 +41,7 @@ def test_no_pass_grows_with_the_number_of_responses(demo):
     from derta_kit.models import unwrap
     model, tok = demo; sizes = []
     hook = unwrap(model).base_model.register_forward_pre_hook(lambda m, a, k: sizes.append(k["input_ids"].numel()), with_kwargs=True)
-    try: few, many = (([refusal_curves(model, tok, [("Hi", "one two three four five")]*n, batch_tokens=80)], max(sizes), sizes.clear())[1] for n in (3, 12))
+    try: few, many = (([refusal_curves(model, tok, ["Hi"]*n, ["one two three four five"]*n, batch_tokens=80)], max(sizes), sizes.clear())[1] for n in (3, 12))
     finally: hook.remove()
     assert few <= 80 and many <= 80
 
@@ -67,7 +67,7 @@ def test_perplexity_is_the_plain_one(demo, demo_data):
         with torch.no_grad(): lp = model(torch.tensor([q+a])).logits[0].log_softmax(-1)
         nll -= sum(lp[len(q)+i-1, t].item() for i,t in enumerate(a)); n += len(a)
     import math
-    assert perplexity(refusal_curves(model, tok, [(r["prompt"],r["response"]) for r in rows])) == pytest.approx(math.exp(nll/n), rel=1e-5)
+    assert perplexity(refusal_curves(model, tok, *zip(*[(r["prompt"],r["response"]) for r in rows]))) == pytest.approx(math.exp(nll/n), rel=1e-5)
 
 
 def test_text_longer_than_the_context_is_refused(demo, tmp_path):
@@ -76,10 +76,10 @@ def test_text_longer_than_the_context_is_refused(demo, tmp_path):
     from derta_kit.objectives import TreeDataset, objective
     from derta_kit.train import fine_tune
     model, tok = tiny("llama", vocab_size=len(demo[1])), demo[1]; assert context_length(model) == 256
-    with pytest.raises(ValueError, match="pair 2: .* of response are more than the 256 .* max_tokens="): refusal_curves(model, tok, [("Hi", "there"), ("Hi", "word "*300)])
+    with pytest.raises(ValueError, match="pair 2: .* of response are more than the 256 .* max_tokens="): refusal_curves(model, tok, ["Hi", "Hi"], ["there", "word "*300])
     row = dict(prompt="Hi", safe="Sorry, no.", harmful="word "*300)
-    with pytest.raises(ValueError, match="max_length 512 is more than the 256 tokens"): fine_tune(model.requires_grad_(), tok, TreeDataset(tok, [row], o=objective("derta")), tmp_path/"x")
-    assert not (tmp_path/"x").exists() and max(map(len, [TreeDataset(tok, [row], o=objective("derta", max_length=256))[0]])) > 200
+    with pytest.raises(ValueError, match="max_length 512 is more than the 256 tokens"): fine_tune(model.requires_grad_(), tok, TreeDataset(tok, [row], objective=objective("derta")), tmp_path/"x")
+    assert not (tmp_path/"x").exists() and max(map(len, [TreeDataset(tok, [row], objective=objective("derta", max_length=256))[0]])) > 200
 
 
 def test_the_command_hides_the_response_unless_asked(tmp_path):

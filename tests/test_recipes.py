@@ -95,7 +95,7 @@ def test_a_plan_counts_steps_as_the_trainer_does(kw, tmp_path):
     r, tok = make_recipe(dict(dict(data="-", out=str(tmp_path), batch=4, max_length=64), **kw)), load("demo")[1]
     rows = [dict(prompt=f"Why {i}?", safe="Sorry, no.", harmful="some words") for i in range(29)]
     a = arguments(r, 1); a.update(save_strategy="no", use_cpu=True)
-    t = DertaTrainer(tiny("llama", vocab_size=49152), DertaArguments(output_dir=r.out, report_to="none", **a), TreeDataset(tok, rows, o=targets(r)), tok)
+    t = DertaTrainer(tiny("llama", vocab_size=49152), DertaArguments(output_dir=r.out, report_to="none", **a), TreeDataset(tok, rows, objective=targets(r)), tok)
     assert plan(r, 1, "cpu", rows=29).tokens["steps"] == t.set_initial_training_values(t.args, t.get_train_dataloader())[-1]
 
 

@@ -89,6 +89,22 @@ def test_every_public_function_says_what_it_does_and_takes():
             assert not dumb, f"{name}.{k}: what is {', '.join(dumb)}? Say so in a comment behind it, on a line of its own"
 
 
+ORDERS = (("model","tokenizer","prompt","response"), ("tokenizer","triples","helpful","seed"), ("tokenizer","rows"), ("tokenizer","cases"), ("models","prompts","responses"), ("model","tokenizer","prompts","responses"), ("prompt","safe","harmful"), ("questions","path"))
+SAID_OTHERWISE = dict(ds="triples, rows or dataset", o="objective", e="evaluation", rec="record", tok="tokenizer", lm="model", fname="path", filename="path", verbose="desc", batchsize="batch_size", bs="batch_size", reveal="show_harmful", output_dir="out")
+
+
+def test_names_and_their_order_are_the_same_everywhere():
+    for name in ORDER:
+        m = importlib.import_module(f"derta_kit.{name}")
+        for k,o in ((k, getattr(m, k)) for k in m.__all__):
+            for n,f in [(k, o)] if inspect.isfunction(o) else public(o) if inspect.isclass(o) and o.__module__==m.__name__ else []:
+                ps = [p for p in inspect.signature(f).parameters if p != "self"]; need = [p for p,v in inspect.signature(f).parameters.items() if v.default is v.empty]
+                assert not (odd := SAID_OTHERWISE.keys() & {*ps}), f"{name}.{n}: {', '.join(f'{p} is called {SAID_OTHERWISE[p]} elsewhere' for p in odd)}"
+                for order in ORDERS:
+                    has = [p for p in ps if p in order and (p in need or p in ("helpful","seed"))]
+                    assert has == sorted(has, key=order.index), f"{name}.{n}: elsewhere the order is {', '.join(order)}"
+
+
 def test_readme_is_in_step_with_index(tmp_path):
     from make_readme import render
     text, pictures = render()
@@ -145,11 +161,11 @@ def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     assert r.returncode == 2 and "x.jsonl, line 1, field 'harmful': empty; leave the row out, or have it filled in: derta_data complete --field harmful" in r.stderr and "Traceback" not in r.stderr and not (tmp_path/"y.jsonl").exists()
     r = run("derta_data", "check", "x.jsonl", cwd=tmp_path)         # says what is missing, all of it
     assert r.returncode == 0 and "1 row has no harmful response; to have it filled in: derta_data complete x.jsonl --field harmful" in r.stdout and "no safe response" not in r.stdout
-    r = run("derta_train", "x.jsonl", "out", cwd=tmp_path)
+    r = run("derta_train", "x.jsonl", "--out", "out", cwd=tmp_path)
     assert r.returncode == 2 and "field 'harmful'" in r.stderr and not (tmp_path/"out").exists()
 
 
-@pytest.mark.parametrize("module,args", [("data", ["check","nowhere.jsonl"]), ("data", ["gate","./no/where","--out","o"]), ("eval", ["run","o","--questions","data/nowhere.csv"]), ("eval", ["page","runs/nowhere"]), ("eval", ["compare",".","runs/nowhere"]), ("train", [".","o","--helpful","nowhere.jsonl"]), ("train", ["nowhere.jsonl","o"]), ("train", ["my.yaml"])])
+@pytest.mark.parametrize("module,args", [("data", ["check","nowhere.jsonl"]), ("data", ["gate","./no/where","--out","o"]), ("eval", ["run","--out","o","--questions","data/nowhere.csv"]), ("eval", ["page","runs/nowhere"]), ("eval", ["compare",".","runs/nowhere"]), ("train", [".","--out","o","--helpful","nowhere.jsonl"]), ("train", ["nowhere.jsonl","--out","o"]), ("train", ["my.yaml"])])
 def test_a_missing_file_is_missed_before_the_libraries_are_loaded(module, args, tmp_path):
     code = f"""
 import sys
@@ -206,8 +222,8 @@ def test_a_command_speaks_of_its_options(tmp_path):
     (tmp_path/"x.csv").write_text("ask,good,bad\nHow?,Sorry.,So.\n"); (tmp_path/"file").write_text("")
     r = said(derta_data, "check", tmp_path/"x.csv"); assert r.returncode == 2 and "which with --columns prompt=…,safe=…,harmful=…, safe and harmful left out" in r.stderr and "dict(" not in r.stderr
     r = said(derta_data, "check", tmp_path/"x.csv", "--on_error", "pass"); assert "error: --on_error pass: use 'raise' or 'skip'" in r.stderr
-    r = said(derta_train, tmp_path/"x.csv", tmp_path/"file"/"out", "--columns", "prompt=ask,safe=good,harmful=bad"); assert r.returncode == 2 and "cannot be written" in r.stderr and "another folder with --out …" in r.stderr
-    (tmp_path/"h.csv").write_text("ask,yes\nHow?,So.\n"); data = (tmp_path/"x.csv", tmp_path/"out", "--columns", "prompt=ask,safe=good,harmful=bad", "--helpful", tmp_path/"h.csv")
+    r = said(derta_train, tmp_path/"x.csv", "--out", tmp_path/"file"/"out", "--columns", "prompt=ask,safe=good,harmful=bad"); assert r.returncode == 2 and "cannot be written" in r.stderr and "another folder with --out …" in r.stderr
+    (tmp_path/"h.csv").write_text("ask,yes\nHow?,So.\n"); data = (tmp_path/"x.csv", "--out", tmp_path/"out", "--columns", "prompt=ask,safe=good,harmful=bad", "--helpful", tmp_path/"h.csv")
     r = said(derta_train, *data); assert r.returncode == 2 and "which with --helpful_columns prompt=…,response=…. Known" in r.stderr and "no helpful pairs" not in r.stderr
     r = said(derta_train, *data, "--helpful_columns", "ask"); assert "error: --helpful_columns ask: expected prompt=NAME,response=NAME, found 'ask'" in r.stderr
     for a in (("mix", tmp_path/"h.csv", "--out", tmp_path/"h.csv"), ("convert", tmp_path/"x.csv", "--out", tmp_path/"x.csv")):
@@ -235,4 +251,4 @@ def test_a_finished_training_ends_its_process_group(monkeypatch, tmp_path):
     from derta_kit import cli_train
     ended = []; (tmp_path/"x.jsonl").write_text("")
     monkeypatch.setattr(cli_train, "run_recipe", lambda r: SimpleNamespace(end=lambda: ended.append(r.out)))
-    cli_train.derta_train([str(tmp_path/"x.jsonl"), str(tmp_path)]); assert ended == [str(tmp_path)]
+    cli_train.derta_train([str(tmp_path/"x.jsonl"), "--out", str(tmp_path)]); assert ended == [str(tmp_path)]

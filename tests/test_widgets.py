@@ -118,7 +118,7 @@ def test_monitor_writes_lines_in_a_terminal(demo_data, tmp_path, capsys):
     from derta_kit.models import load
     from derta_kit.objectives import TreeDataset, objective
     from derta_kit.train import fine_tune
-    model, tok = load("demo", "lora", lora=dict(layers_to_transform=[29])); ds = TreeDataset(tok, demo_data["triples"].select(range(4)), o=objective("derta", max_length=64))
+    model, tok = load("demo", "lora", lora=dict(layers_to_transform=[29])); ds = TreeDataset(tok, demo_data["triples"].select(range(4)), objective=objective("derta", max_length=64))
     m = TrainingMonitor(tok, demo_data["harmful_eval"].select(range(2)), every=2, max_tokens=12)
     fine_tune(model, tok, ds, tmp_path, callbacks=[m], max_steps=3, per_device_train_batch_size=2, logging_steps=1, disable_tqdm=True)
     lines = [l for l in capsys.readouterr().out.splitlines() if l.startswith("step ")]
