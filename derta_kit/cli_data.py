@@ -54,6 +54,11 @@ def _folder(out):
     from derta_kit.reliable import check_folder
     check_folder(_need(out, "--out, a folder"), 0)
 
+def _gates_said(t):
+    "The table of gates, numbers first, and what each means behind them."
+    w = t.meaning.str.len().max(); text = lambda s: s.ljust(w)
+    return t.assign(meaning=t.meaning.map(text))[[c for c in t if c!="meaning"]+["meaning"]].rename(columns=dict(meaning=text("meaning"))).rename_axis(None).to_string(float_format="{:.1%}".format)
+
 # %% ../nbs/14a_data_cli.ipynb #6babcf9d
 def data_check(
     source:str,                # file, folder or hub id
@@ -68,7 +73,7 @@ def data_check(
     ds = _read(source, on_error, columns, split, ("safe","harmful"))
     filled = {c: [len(x.split()) for x in ds[c] if x] for c in ("prompt","safe","harmful")}
     print(f"{_count(len(ds), 'row')}, hash {data_hash(ds)}; " + "; ".join(f"{c}: {len(n)} of them, {sum(n)/len(n):.0f} words on average" if n else f"{c}: none" for c,n in filled.items()) + "\n")
-    print(gate(ds, drop=()).table[["meaning","flagged"]].to_string())
+    print(_gates_said(gate(ds, drop=()).table[["flagged","meaning"]]))
     from derta_kit.objectives import other_opener
     if said := other_opener(ds["safe"]): print(f"\n{said}")
     for c in ("safe","harmful"):
@@ -136,7 +141,7 @@ def data_gate(
     _apart(Path(out)/"triples.jsonl", source); _apart(Path(out)/"dropped.jsonl", source)
     ds = _read(source, on_error, columns, split, ("safe","harmful")); _folder(out)
     g = G.gate(ds, [d for d in drop.split(",") if d], sets, out, show_harmful, threshold, desc="gates")
-    print(g.table.to_string(float_format="{:.1%}".format) + "\n")
+    print(_gates_said(g.table) + "\n")
     if not len(g.kept): raise ValueError(f"no row is left; see {out}/dropped.jsonl")
     write_jsonl(g.kept, Path(out)/"triples.jsonl"); print(f"{_count(len(g.kept), 'triple')} written: {out}/triples.jsonl" + (f"; {len(g.dropped)} dropped: {out}/dropped.jsonl" if g.dropped else ""))
 

@@ -52,7 +52,8 @@ def _data(r):
     from derta_kit.data import read_triples
     from derta_kit.mix import read_pairs
     triples, pairs = read_triples(r.data, columns=r.columns or None), read_pairs(r.helpful, columns=r.helpful_columns or None) if r.helpful and r.objective!="dpo" else []
-    return triples, pairs, len(triples)-min(r.held_out, len(triples)//2)
+    back = min(8, len(triples)//10) if r.held_out < 0 else min(r.held_out, len(triples)//2)
+    return triples, pairs, len(triples)-back
 
 def _rows_said(r, triples, pairs, n):
     "What is trained on, and what is kept back."

@@ -93,7 +93,7 @@ def read_triples(
         if on_error=="raise": raise e from None
         problems.append(e)
     ds = table((vars(t) for t in _triples(source, columns, split, bad, unused, notes, gaps)), COLUMNS)
-    if problems: warnings.warn(f"{_count(len(problems), 'bad row')} skipped, {_count(len(ds), 'triple')} kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""), stacklevel=2)
+    if problems: warnings.warn(f"{_count(len(problems), 'bad row')} skipped, {_count(len(ds), 'row' if gaps else 'triple')} kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""), stacklevel=2)
     why = ", ".join(f"{n} × {w}" for w,n in unused.most_common())
     if not len(ds): raise DataError(source if isinstance(source, (str, Path)) else "rows", None, None, "holds no triple" + (f" ({why})" if why else ""))
     if m := sum(unused.values()): warnings.warn(f"{_count(m, 'row')} form{'s'*(m==1)} no triple: {why}; {_count(len(ds), 'triple')} read", stacklevel=2)

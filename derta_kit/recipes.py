@@ -47,7 +47,7 @@ class Recipe:
     max_length:int=512         # tokens on a path
     budget:int=512             # tokens a packed row; 0: a row a tree
     checkpointing:bool=False   # recompute activations in the backward pass; mode qlora: true, unless told otherwise
-    held_out:int=8             # triples kept back, to log P(refusal) on, at most half of them; 0: none
+    held_out:int=-1            # triples kept back, to log P(refusal) on, at most half of them; 0: none; -1: 8, of fewer than 80 a tenth
     save_steps:int=50          # steps between checkpoints
     seed:int=0                 # of drawing and training
     columns:dict=field(default_factory=dict)   # what the data calls them: prompt, safe, harmful, category, source
@@ -61,7 +61,7 @@ class Recipe:
 # %% ../nbs/06b_recipes.ipynb #6c527c16
 _KINDS = {f.name: f.type if isinstance(f.type, type) else eval(f.type) for f in fields(Recipe)}
 _CHOICES = dict(objective=METHODS, mode=("lora","qlora","full"), engine=("auto",*ENGINES), precision=tuple(PRECISION))
-_LEAST = dict(epochs=.001, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=0, save_steps=1)
+_LEAST = dict(epochs=.001, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=-1, save_steps=1)
 _SUB = dict(columns={*COLUMNS}, helpful_columns={"prompt","response"}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
 
 # %% ../nbs/06b_recipes.ipynb #4fa1d9d1

@@ -260,7 +260,7 @@ def table(self:Explorer)->pd.DataFrame:
     def row(n, c):
         out = {"mean P(refusal), position 2 on": c.prob[2:].mean() if len(c) > 2 else np.nan, "best rank": int(c.rank.min())}
         if c.opener_mass is not None: out["mean opener mass"] = c.opener_mass.mean()
-        if not self.strip.live and n in self.comparison.kl: out["mean KL to base, nats"] = self.comparison.kl[n][0].mean()
+        if not self.strip.live and self.comparison.kl: out["mean KL to base, nats"] = self.comparison.kl[n][0].mean() if n in self.comparison.kl else 0.
         return {**out, **{f"after {d} tokens": "refuses" if find_refusal(r[n].text) else "goes on" for d,r in self.said.items()}}
     return pd.DataFrame({n: row(n, c) for n,c in self.tracks.items()}).T
 

@@ -64,3 +64,10 @@ def test_a_plan_says_what_is_kept_back(here, capsys):
     for name,use in (("derta", "for validation: P(refusal) on them is logged"), ("dpo", "unused")):
         derta_train([str(here/"triples.jsonl"), "--model", str(here/"model"), "--plan", "--device", "h100", "--objective", name, "--held_out", "4"])
         assert capsys.readouterr().out.endswith(f"8 triples and 0 helpful pairs to train on; 4 triples kept back {use} (held_out)\n")
+
+
+@pytest.mark.parametrize("n,asked,back", [(9, [], 0), (11, [], 1), (200, [], 8), (11, ["--held_out","4"], 4), (11, ["--held_out","9"], 5), (200, ["--held_out","0"], 0)])
+def test_as_many_are_kept_back_as_is_reasonable(tmp_path, n, asked, back):
+    from derta_kit.cli_train import _data, parse
+    (tmp_path/"t.jsonl").write_text("\n".join(json.dumps(dict(prompt=f"t{i}", safe="Sorry t1", harmful=f"t2 t{i}")) for i in range(n)))
+    triples, _, left = _data(parse([str(tmp_path/"t.jsonl"), "--out", "o", *asked])[0]); assert len(triples)-left == back

@@ -103,11 +103,11 @@ def test_columns_of_ones_own(tmp_path):
     import json
     from derta_kit.cli_train import _data, parse
     (tmp_path/"mine.jsonl").write_text(json.dumps(dict(q="How?", good="Sorry, no.", bad="some words"))+"\n")
-    r, _ = parse([str(tmp_path/"mine.jsonl"), "out", "--columns", "prompt=q,safe=good,harmful=bad"])
+    r, _ = parse([str(tmp_path/"mine.jsonl"), "--out", "out", "--columns", "prompt=q,safe=good,harmful=bad"])
     assert r.columns == dict(prompt="q", safe="good", harmful="bad") and _data(r)[0][0]["safe"] == "Sorry, no."
     (tmp_path/"r.yaml").write_text(f"data: {tmp_path}/mine.jsonl\nout: b\ncolumns:\n  prompt: q\n  safe: good\n  harmfull: bad\n")
     with pytest.raises(DataError, match="line 6, field 'columns.harmfull': no such key; did you mean 'harmful'"): parse([str(tmp_path/"r.yaml")])
-    with pytest.raises(ValueError, match="expected prompt=NAME"): parse(["t.jsonl", "out", "--columns", "prompt"])
+    with pytest.raises(ValueError, match="expected prompt=NAME"): parse(["t.jsonl", "--out", "out", "--columns", "prompt"])
 
 
 def test_command_line(tmp_path):
@@ -115,9 +115,9 @@ def test_command_line(tmp_path):
     (tmp_path/"r.yaml").write_text("data: a\nout: b\nlr: 1e-4\nlora:\n  r: 4\n")
     r, rest = parse([str(tmp_path/"r.yaml"), "--objective", "dpo", "--lr", "3e-4", "--set", "lora.r=8", "dpo.beta=0.2", "--plan"])
     assert (r.lr, r.objective, r.lora, r.dpo, rest["plan"]) == (3e-4, "dpo", dict(r=8), dict(beta=.2), True)
-    r, _ = parse(["t.jsonl", "out", "--helpful", "h.jsonl"]); assert (r.data, r.out, r.helpful) == ("t.jsonl", "out", "h.jsonl")
+    r, _ = parse(["t.jsonl", "--out", "out", "--helpful", "h.jsonl"]); assert (r.data, r.out, r.helpful) == ("t.jsonl", "out", "h.jsonl")
     with pytest.raises(DataError, match="'out': missing"): parse(["t.jsonl"])
-    with pytest.raises(DataError, match="^--lr: 'fast' is not a number"): parse(["t.jsonl", "out", "--lr", "fast"])      # not a fault of the file
+    with pytest.raises(DataError, match="^--lr: 'fast' is not a number"): parse(["t.jsonl", "--out", "out", "--lr", "fast"])      # not a fault of the file
     assert parse(["t.jsonl", "--plan"])[1]["plan"]
 
 
