@@ -6,7 +6,7 @@
 __all__ = ['parse', 'run_recipe', 'derta_train']
 
 # %% ../nbs/14b_train_cli.ipynb #8eb4dc35
-import argparse, json, os, sys, warnings
+import argparse, json, os, re, shlex, sys, warnings
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from .cli import _columns, _there, polite
@@ -44,6 +44,7 @@ def parse(
         if k in a: a[k] = _columns(a[k], k)
     values, lines = _parse(Path(file).read_text(encoding="utf-8"), file) if Path(file).suffix in (".yaml",".yml") else (dict(data=file), {})
     if rest["plan"]: values.setdefault("out", "planned")        # nothing is written
+    elif not lines and not a.get("out"): raise ValueError("say where to write: --out, a folder for checkpoints and the result")
     return make_recipe({**values, **a}, file if lines else "derta_train", lines, rest.pop("set"), set(a)), rest
 
 # %% ../nbs/14b_train_cli.ipynb #a0a1666c
@@ -145,6 +146,12 @@ def _plan(r, device, devices, memory, offload):
     return f"{plan(r, devices or int(os.environ.get('WORLD_SIZE', 1)), device, memory, rows, mean, offload)}{said}"
 
 # %% ../nbs/14b_train_cli.ipynb #e5191cf9
+def _measure(r):
+    "The command that asks what a recipe has trained."
+    from derta_kit.model_card import _ask
+    out = shlex.quote(str(Path(r.out)))
+    return f"derta_eval run --out {out}-eval " + _ask(re.sub(r"\W+", "-", Path(r.out).name).strip("-") or "mine", r.model, shlex.quote(r.model), r.mode != "full").replace("FOLDER", out)
+
 def derta_train(
     argv=None,     # default: those of the command line
 ):
@@ -159,6 +166,7 @@ def derta_train(
         if rest.pop("plan"): print(_plan(r, **rest)); return
         try: run_recipe(r).end()        # and with it the process group
         except (EngineError, NotFinite, MemoryError) as e: raise ValueError(str(e)) from e
+        if os.environ.get("RANK", "0")=="0": print(f"to measure it: {_measure(r)}")
 
 if __name__=="__main__" and "__file__" in globals():                        # python -m derta_kit.cli_train, for torchrun
     from derta_kit.reliable import leave_after

@@ -93,8 +93,8 @@ def run_demo(
 )->dict:                          # model name → scorecard
     "Train, measure, report; goes on from what is finished in `out`."
     out, t0 = Path(out), time.time()
-    settings = _claim(out, recipe)
-    logs = {}
+    settings, logs = _claim(out, recipe), {}
+    if not recipe.quick: print(f"{len(names)} adapters to train, {len(names)+1} models to measure: about ten minutes on two free cores. Stopped, the same command goes on from there.", flush=True)
     for n in names:
         print(f"· training {n}", flush=True)
         start = out/"vanilla" if n=="derta" and recipe.start=="vanilla" and "vanilla" in logs else None

@@ -86,7 +86,7 @@ _PAGE = Environment(autoescape=True).from_string("""<!doctype html><html lang="e
 <h2>Examples</h2><p class="note">{% if shown %}Harmful text is shown, as asked.{% else %}Harmful text is redacted.{% endif %}</p>
 <div class="wide"><table><tr><th>prompt</th><th>given</th>{% for c in table.columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for e in examples %}<tr>{% for x in e %}<td>{{ x }}</td>{% endfor %}</tr>{% endfor %}</table></div>
-<details><summary>Record: versions, data, recipe, settings</summary><pre>{{ record_json }}</pre></details></html>""")
+<details style="margin-top:2rem"><summary>Record: versions, data, recipe, settings</summary><pre>{{ record_json }}</pre></details></html>""")
 
 # %% ../nbs/13_report.ipynb #f6f0a2bc
 def _safe(rec, show):

@@ -262,7 +262,7 @@ def table(self:Explorer)->pd.DataFrame:
         if c.opener_mass is not None: out["mean opener mass"] = c.opener_mass.mean()
         if not self.strip.live and self.comparison.kl: out["mean KL to base, nats"] = self.comparison.kl[n][0].mean() if n in self.comparison.kl else 0.
         return {**out, **{f"after {d} tokens": "refuses" if find_refusal(r[n].text) else "goes on" for d,r in self.said.items()}}
-    return pd.DataFrame({n: row(n, c) for n,c in self.tracks.items()}).T
+    return pd.DataFrame.from_dict({n: row(n, c) for n,c in self.tracks.items()}, orient="index")
 
 # %% ../nbs/09b_widgets.ipynb #d5e6f7a8
 _ALT = "P(refusal) along the response: a line and a strip of colour for each model; the table has the numbers"

@@ -116,7 +116,7 @@ def test_command_line(tmp_path):
     r, rest = parse([str(tmp_path/"r.yaml"), "--objective", "dpo", "--lr", "3e-4", "--set", "lora.r=8", "dpo.beta=0.2", "--plan"])
     assert (r.lr, r.objective, r.lora, r.dpo, rest["plan"]) == (3e-4, "dpo", dict(r=8), dict(beta=.2), True)
     r, _ = parse(["t.jsonl", "--out", "out", "--helpful", "h.jsonl"]); assert (r.data, r.out, r.helpful) == ("t.jsonl", "out", "h.jsonl")
-    with pytest.raises(DataError, match="'out': missing"): parse(["t.jsonl"])
+    with pytest.raises(ValueError, match="say where to write: --out, a folder"): parse(["t.jsonl"])
     with pytest.raises(DataError, match="^--lr: 'fast' is not a number"): parse(["t.jsonl", "--out", "out", "--lr", "fast"])      # not a fault of the file
     assert parse(["t.jsonl", "--plan"])[1]["plan"]
 

@@ -192,6 +192,8 @@ def test_what_the_readme_says_of_data_of_ones_own(tmp_path, monkeypatch):
     Path("mine.csv").write_text("prompt,safe,harmful\n" + "".join(f"How do I skip school {i}?,Sorry no.,Say that you are ill today.\n" for i in range(12))); Path("pairs.csv").write_text("prompt,response\nWhy?,Because.\n")
     r = said(derta_data, *check[1:]); assert r.returncode == 0 and r.stdout.startswith("12 rows")
     r = said(derta_train, *train[1:]); assert r.returncode == 0 and "triples and 1 helpful pair to train on" in r.stdout
+    from derta_kit.cli_train import _measure, parse
+    assert shlex.split(_measure(parse(train[1:])[0])) == ask[:6]      # what a run says at its end
     assert _options(eval_run, ask[2:], "derta_eval run")["models"] == "base,mine=runs/mine"
 
 
