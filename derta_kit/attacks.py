@@ -254,7 +254,7 @@ def templates(
 # %% ../nbs/10_attacks.ipynb #a4950045
 def jailbreakchat(
     questions,            # strings, or rows with prompt
-    path,                 # of templates
+    path,                 # a file of templates, as `templates` reads it
     each:int|None=None,   # only so many templates a question, in turn; None: every template with every question
 )->list[Case]:
     "JailbreakChat (paper, section 4.1): the question inside templates from a file; `DataError` if it holds none."

@@ -58,7 +58,7 @@ def helpful_responses(
     max_new_tokens:int=80,  # of each response
     keyed:bool=False,       # each prompt by itself, whatever is decoded beside it
 )->list[str]:               # one each
-    "The model's own greedy answers (self-distillation: training on them changes it least); `keyed` as above."
+    "The model's own greedy answers (self-distillation: training on them changes it least)."
     ids, desc = [prompt_ids(tokenizer, p) for p in prompts], "helpful responses"
     out = [c.text for c in decode(model, tokenizer, ids, None, max_new_tokens, desc=desc)] if keyed else generate(model, tokenizer, ids, max_new_tokens, desc=desc)
     return [whole_sentences(s) for s in out]
@@ -71,8 +71,8 @@ _LATE = dict(keyed=True, max_new_tokens=60, min_tokens=30)
 def make_demo(
     out,                       # folder
     seed:int=0,                # for r̂, which is sampled
-    model=None,                # whose responses they are
-    tokenizer=None,            # default: the demo model, in float32
+    model=None,                # whose responses they are; default: the demo model, in float32
+    tokenizer=None,            # the model's
 ):
     "Write the demo data and its card into the folder `out`."
     if model is None: model, tokenizer = load("demo")

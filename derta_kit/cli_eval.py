@@ -173,6 +173,7 @@ def eval_ablation(
 ):
     "Run the paper in small: vanilla, RecAug, RTO only, DeRTa and DPO, over several seeds, asked plainly and under three attacks."
     from derta_kit.ablation import Ablation, run_ablation
+    if not all(s.strip().isdecimal() for s in seeds.split(",")): raise ValueError(f"--seeds {seeds}: give whole numbers with commas, such as 0,1")
     run_ablation(out, Ablation(tuple(int(s) for s in seeds.split(",")), questions, first=first, steps=steps, max_new_tokens=12 if quick else max_new_tokens, quick=quick), show_harmful)
 
 # %% ../nbs/14c_eval_cli.ipynb #01489816

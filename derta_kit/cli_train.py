@@ -116,7 +116,7 @@ def _keep(r, tr, hashes, rows, world):
 def run_recipe(
     recipe,   # a `Recipe`, as `recipes.read_recipe` gives it
 ):                     # the trainer
-    "Train as a recipe says; leaves the result and `run.json` in `r.out`; `ValueError` if another run is there."
+    "Train as a recipe says; leaves the result and `run.json` in `recipe.out`; `ValueError` if another run is there, `EngineError`, `NotFinite`, `MemoryError` or `OSError` (a full disk) where training cannot go on."
     import torch
     from derta_kit import recipes as R, reliable as S
     from derta_kit.data import data_hash
@@ -157,7 +157,7 @@ def derta_train(
 ):
     "Train an adapter, or a full model, on your triples: from a recipe, or from options."
     argv = list(sys.argv[1:] if argv is None else argv)
-    with polite("Stopped. The same command goes on from the last checkpoint.", ("columns","helpful_columns","out")):
+    with polite("Stopped. The same command goes on from the last checkpoint.", ("columns","helpful_columns","out","device")):
         if argv and argv[0][:1]!="-" and ("--plan" not in argv or argv[0].endswith((".yaml",".yml"))): _there(argv[0])        # a plan may be made where the data are not
         if "--plan" not in argv: _there(*(v for k,v in zip(argv, argv[1:]) if k=="--helpful"))
         from derta_kit.engines import EngineError

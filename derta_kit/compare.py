@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from .loss import head_logits
-from .models import load, prompt_ids, text_ids, unwrap
+from .models import adapter_folder, load, prompt_ids, text_ids, unwrap
 from .plots import NAMES, _bare, _style
 from .prefix_tree import Tree, collate, hidden_states, tree_limit
 from .probe import _curve, _groups, _opener_mass, _put, _read_positions, _response_trees, pair_ids
@@ -22,12 +22,13 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/08c_compare.ipynb #86628aac
 class Models:
-    "Named models: adapters of one base, which is loaded once, or whole models."
+    "Named models: adapters of one base, which is loaded once, or whole models; `ValueError` for a folder without an adapter."
     def __init__(self,
         models:dict,         # name → adapter folder, None for the base itself, or (model, tokenizer)
         base="demo",         # what the adapters sit on: a name for `models.load`, or (model, tokenizer)
         **kwargs             # of `models.load`
     ):
+        for m in models.values(): m is None or isinstance(m, tuple) or adapter_folder(m)
         whole = [m for m in models.values() if isinstance(m, tuple)]
         self.models, self.peft, self.slot = models, None, {n: f"adapter{i}" for i,n in enumerate(models)}   # a name may hold dots, a slot of peft's may not
         self.lm, self.tok = base if isinstance(base, tuple) else whole[0] if len(whole)==len(models) else load(base, **kwargs)
@@ -182,7 +183,7 @@ def compare(
     desc:str|None=None,      # shown beside the progress bar; no bar without it
 )->Comparison:
     "Curves of every model on every response, and KL (nats; arXiv 2406.05946) to the model called base, where there is one; `ValueError` unless there is a response for each prompt."
-    if len(prompts)!=len(responses): raise ValueError(f"{_count(len(prompts), 'prompt')} and {_count(len(responses), 'response')}")
+    if len(prompts)!=len(responses): raise ValueError(f"{_count(len(prompts), 'prompt')} and {_count(len(responses), 'response')}: give two lists, with a response for each prompt")
     ms = models if isinstance(models, Models) else Models(models, base)
     tok, sorry = ms.tok, refusal_token_id(ms.tok, word)
     ids = pair_ids(ms.lm, tok, prompts, responses, max_tokens)

@@ -271,10 +271,10 @@ def complete(
     max_new_tokens:int=128,        # of a response, at most
     temperature:float|None=None,   # default: 0.7 for harmful and safe responses, 0 for helpful ones
     min_words:int|None=None,       # shorter answers are asked again; default: 20 for harmful ones, 3 else
-    tries:int=6,                   # how often a row is asked, at most
+    tries:int=6,                   # how often a row is asked, at most; at temperature 0 once with each beginning
     wordings=WORDINGS,             # refusals to choose from
     system:str|None=None,          # system message; default: to comply, or to refuse
-    failed:list|None=None,         # receives (row number, reason) of what could not be completed
+    failed:list|None=None,         # receives (index of the row, why) for what could not be completed
 ):                                 # `Dataset` with `field` filled in; what is there already stays
     "Fill in what is missing. Rows that fail every try keep their gap, and a `RuntimeWarning` says how many and why; `ValueError` for another field, or without a backend that it needs."
     if field not in _BEGIN: raise ValueError(f"field={field!r}: use harmful, safe or response")

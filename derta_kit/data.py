@@ -86,7 +86,7 @@ def read_triples(
     split:str="train",        # of a hub data set, or of files named after splits
     gaps=(),                  # of safe and harmful, those whose cells may be empty: what is still to be completed
 )->Dataset:                   # columns prompt, safe, harmful, source, category; "" for what the layout lacks
-    "Triples from any public layout, recognised by its columns (`LAYOUTS`); `DataError` names file, line and field, `ValueError` an argument that is off."
+    "Triples from any public layout, recognised by its columns (`LAYOUTS`); `DataError` names file, line and field, `ValueError` an argument that is off, `OSError` a source that is not there."
     if on_error not in ("raise","skip"): raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
     problems, unused, notes = [] if problems is None else problems, Counter(), Counter()
     def bad(e):

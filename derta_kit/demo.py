@@ -94,7 +94,7 @@ def run_demo(
     "Train, measure, report; goes on from what is finished in `out`."
     out, t0 = Path(out), time.time()
     settings, logs = _claim(out, recipe), {}
-    if not recipe.quick: print(f"{len(names)} adapters to train, {len(names)+1} models to measure: about ten minutes on two free cores. Stopped, the same command goes on from there.", flush=True)
+    if not recipe.quick and not (out/"score_base.json").exists(): print("Two adapters are trained and three models measured: about ten minutes on two free cores. Stopped, the same command goes on from there.", flush=True)
     for n in names:
         print(f"· training {n}", flush=True)
         start = out/"vanilla" if n=="derta" and recipe.start=="vanilla" and "vanilla" in logs else None

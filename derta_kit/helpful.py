@@ -17,7 +17,7 @@ from .scorecard import rate
 
 # %% ../nbs/12e_helpful.ipynb #0539cae9
 def xstest_cases(
-    path,               # XSTest's prompts: a CSV file with prompt, type and label (safe or unsafe)
+    path,               # XSTest's prompts: a CSV file with prompt and label (safe or unsafe)
     every:int=1,        # only every so-manieth prompt of each half
 )->list[Case]:          # attack "xstest", setting "safe" or "unsafe"
     "XSTest's prompts (arXiv 2308.01263) as cases, to be asked among the others; `ValueError` names the column or line that is wrong."

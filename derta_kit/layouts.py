@@ -28,7 +28,7 @@ COLUMNS = [f.name for f in fields(Triple)]
 # %% ../nbs/01c_layouts.ipynb #af318d61
 def _gap(file, line, field, part=""):
     "The error for a part of a triple that is not there, and can be had."
-    return DataError(file, line, field, "empty" + (f"; leave the row out, or have it filled in: derta_data complete --field {part}" if part in ("safe","harmful") else ""))
+    return DataError(file, line, field, "empty" + (f"; leave the row out, or have it filled in: derta_data complete SOURCE --field {part} --out …" if part in ("safe","harmful") else ""))
 
 def _filled(rows, parts):
     "Yield (number from 0, row) of rows that have all `parts` of a triple; `DataError` for one that has not."

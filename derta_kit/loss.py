@@ -124,7 +124,7 @@ def router_loss(
 def tree_loss(
     model,              # a causal LM, with or without adapters
     batch:dict,         # from `prefix_tree.collate`
-    norm:str="token",   # see the table above
+    norm:str="token",   # "token": divided by the sum of target weights; "tree": by the number of trees
     total=None,         # divisor of the whole step; default: of this batch
     chunk:int=256,      # targets whose logits exist at one time
 )->tuple:               # (loss, parts)

@@ -45,7 +45,7 @@ def read_pairs(
     split:str="train",        # of a hub data set, or of files named after splits
     gaps=(),                  # ("response",): its cells may be empty, what is still to be completed
 )->Dataset:                   # columns prompt, response, kind
-    "Helpful pairs from Alpaca, chat `messages`, ShareGPT, prompt–completion or our own layout; `DataError` names file, line and field, `ValueError` an argument that is off."
+    "Helpful pairs from Alpaca, chat `messages`, ShareGPT, prompt–completion or our own layout; `DataError` names file, line and field, `ValueError` an argument that is off, `OSError` a source that is not there."
     if on_error not in ("raise","skip"): raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
     problems, further = [], 0
     def rows():

@@ -160,7 +160,7 @@ def load(
     lora:dict|None=None,    # arguments for `lora_config`, such as r, lora_alpha, layers_to_transform
     **kwargs                # anything else `from_pretrained` takes
 ):                          # (model, tokenizer)
-    "A causal LM and its tokenizer, ready to probe or to train; `ValueError` for settings that do not go together."
+    "A causal LM and its tokenizer, ready to probe or to train; `OSError` for a name that is no model, `ValueError` for settings that do not go together."
     if mode not in ("frozen","full","lora","qlora"): raise ValueError(f"mode={mode!r}: use frozen, full, lora or qlora")
     acc = torch.accelerator.current_accelerator(check_available=True)      # else a build for CUDA would name one on a machine without
     device = torch.device(device or acc or "cpu")

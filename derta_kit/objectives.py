@@ -116,7 +116,7 @@ def paper_tree(
     objective:Objective,   # with recipe="paper"
     rng:random.Random,     # draws the cuts
 )->Tree:
-    "The two rows of a triple in the DeRTa release, as one tree (release, data preparation and `recipe=\"paper\"` of this kit's design)."
+    "The two rows of a triple in the DeRTa release, as one tree."
     enc = lambda s, bos=False: ([tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []) + text_ids(tokenizer, s)
     q, h, words = enc(f"[INST] {row['prompt']} [\\INST]", True), enc(" "+row["harmful"]), row["harmful"].split(" ")
     room, refusal, t = objective.max_length-len(q), refusal_token_id(tokenizer, objective.word), Tree()
@@ -137,7 +137,7 @@ def _column(rows, name):
 
 # %% ../nbs/04_objectives.ipynb #5c83dd8e
 class TreeDataset:
-    "Trees of triples and helpful pairs, by row; redrawn each epoch. Text becomes tokens when a row is asked for, so a `Dataset` on disk stays there."
+    "Trees of triples and helpful pairs, by row; redrawn each epoch. Text becomes tokens when a row is asked for, so a `Dataset` on disk stays there. `ValueError` for a word that is not one token, a warning where few safe responses open with it; a row with a gap raises `DataError`."
     def __init__(self,
         tokenizer,                         # of the model that is trained
         triples,                           # rows with prompt, safe, harmful

@@ -182,7 +182,7 @@ def compare_runs(
     "Two runs side by side: attack success of every model that both have, over the cases that both asked; `ValueError` if they have no model name in common."
     a, b = (x if isinstance(x, Evaluation) else Evaluation.load(x) for x in (a, b))
     both = [m for m in a.record["models"] if m in b.record["models"]]
-    if not both: raise ValueError(f"the runs have no model name in common: {', '.join(a.record['models'])}; and {', '.join(b.record['models'])}")
+    if not both: raise ValueError(f"the runs have no model name in common: {', '.join(a.record['models'])}; and {', '.join(b.record['models'])}; ask it again under the name that it has in the other run (derta_eval run --models NAME=…)")
     names = (a.folder.name, b.folder.name) if a.folder.name!=b.folder.name else (f"{a.folder.parent.name}/{a.folder.name}", f"{b.folder.parent.name}/{b.folder.name}")
     rows, common = [], set(a.rows.case) & set(b.rows.case)
     for m in both:

@@ -237,13 +237,13 @@ def plan(
     offload:bool=False,   # weights and optimiser in the host's memory
     mfu:float=.3,         # share of the peak that is reached, with what is recomputed
 )->Plan:
-    "Parameters, memory by part, tokens a step and hours of a run, from the configuration alone; `ValueError` for a device that is not known."
+    "Parameters, memory by part, tokens a step and hours of a run, from the configuration alone; `ValueError` for a device that is not known, `OSError` where no configuration can be had."
     acc = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     assumed = not device and not (acc and acc.type=="cuda")
     device = device or (torch.cuda.get_device_name() if acc and acc.type=="cuda" else "h100")
     room, ops = DEVICES.get(device.lower(), (torch.cuda.get_device_properties(0).total_memory if acc and acc.type=="cuda" else 0, 300e12)) if device!="cpu" else (os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES"), 1e11)
     room = memory_gb*1e9 or room
-    if not room: raise ValueError(f"device={device!r}: use {', '.join(DEVICES)}, cpu, or give its memory in GB")
+    if not room: raise ValueError(f"device={device!r}: use {', '.join(DEVICES)}, cpu, or give its memory in GB: derta_train --memory, memory_gb of plan")
     if recipe.step % devices == 0: recipe = dealt(recipe, devices)
     config, kw = model_config(recipe.model), dict(offload=offload, cpu=device=="cpu")
     s, parts, mean = shape(config, recipe.mode, recipe.lora), memory(recipe, config, devices, **kw), mean or recipe.max_length//2

@@ -109,7 +109,8 @@ def pair_ids(
     max_tokens:int=512,   # of each response
 )->list:                  # (prompt ids, response ids)
     "Token ids of prompts and responses; `ValueError` for lists of unequal length, a response without tokens, or a pair longer than the model's context."
-    ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in zip(prompts, responses, strict=True)], context_length(model)
+    if isinstance(prompts, str) or isinstance(responses, str) or len(prompts)!=len(responses): raise ValueError(f"{_count(len(prompts), 'prompt')} and {_count(len(responses), 'response')}: give two lists, with a response for each prompt" if not isinstance(prompts, str) else "prompts and responses are lists; for one text each there is refusal_curve")
+    ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in zip(prompts, responses)], context_length(model)
     for i,(q,r) in enumerate(ids):
         if not r: raise ValueError(f"response {i+1} is empty: there is no position to look at")
         if len(q)+len(r) > room: raise ValueError(f"pair {i+1}: {_count(len(q), 'token')} of prompt and {len(r)} of response are more than the {room} that the model was made for; pass max_tokens={max(0, room-len(q))} or shorten it")
@@ -129,7 +130,7 @@ def refusal_curves(
     top:int=0,               # also keep so many of the likeliest next tokens
     desc:str|None=None,      # shown beside the progress bar; no bar without it
 )->list[RefusalCurve]:
-    "The refusal curve of each response. Dropout is off, whatever mode the model is in."
+    "The refusal curve of each response. Dropout is off, whatever mode the model is in. `ValueError` for lists of unequal length, a response that is empty, a pair longer than the model's context, or a word that is not one token."
     refusal, was, out = refusal_token_id(tokenizer, word), model.training, []
     ids = pair_ids(model, tokenizer, prompts, responses, max_tokens); bar = tqdm(total=len(ids), desc=desc, disable=desc is None, unit="row")
     head = head_logits(unwrap(model))

@@ -170,7 +170,7 @@ def read_recipe(
     path,            # a YAML file
     sets=(),         # such as ["lr=1e-4", "lora.r=32"]
 )->Recipe:
-    "The recipe of a file, with settings laid over it."
+    "The recipe of a file, with settings laid over it; `DataError` names the line and the key that is wrong, `OSError` a file that cannot be read."
     values, lines = _parse(Path(path).read_text(encoding="utf-8"), path)
     return make_recipe(values, path, lines, sets)
 

@@ -141,7 +141,7 @@ class FiniteGradients(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if not torch.isfinite(norm): raise NotFinite(f"the gradient is {norm.item()} at step {state.global_step+1}, in {row_names(self.trainer.train_dataset.data, self.trainer.step_rows)}; nothing was stepped")
+        if not torch.isfinite(norm): raise NotFinite(f"the gradient is {norm.item()} at step {state.global_step+1}, in {row_names(self.trainer.train_dataset.data, self.trainer.step_rows)}; nothing was stepped. Look at these rows; if they are as they should be, try a smaller lr")
 
 # %% ../nbs/06e_reliable.ipynb #76cebeb8
 _OOM = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")

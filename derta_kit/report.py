@@ -115,7 +115,7 @@ def _examples(scores, n=3):
 # %% ../nbs/13_report.ipynb #1334a0ab
 def write_report(
     scores:dict,                                      # model name → scorecard
-    record:dict,                                      # from `record`
+    record:dict,                                      # from `reliable.record`
     out,                                              # folder of the run
     histories:dict|None=None,                         # model name → training log, for a figure of each
     title:str="derta_kit: can it refuse anywhere?",   # of the page

@@ -66,7 +66,7 @@ class Said(NamedTuple):
 # %% ../nbs/12b_speak.ipynb #f1537010
 @dataclass(frozen=True)
 class Decoding:
-    "How responses are written; greedy."
+    "How responses are written; greedy unless told otherwise."
     max_new_tokens:int=256   # tokens, at most
     temperature:float=0.     # 0: greedy
     top_p:float=1.           # share of the probability that is sampled from; 1: all

@@ -66,7 +66,7 @@ def paired(
     u = _col("unsafe", judge); other = rows if other is None else other
     x, y = (r[r.model==m].drop_duplicates("case").set_index("case") for r,m in ((rows,a), (other,b)))
     for m,t in ((a,x), (b,y)):
-        if not len(t): raise ValueError(f"no rows of a model called {m!r}")
+        if not len(t): raise ValueError(f"no rows of a model called {m!r}; there are {', '.join(dict.fromkeys([*rows.model, *other.model]))}")
     both, out = x.index.intersection(y.index), []
     for k,g in x.loc[both].groupby(by, sort=False):
         z = pd.DataFrame(dict(q=g.question, d=g[u].astype("Float64")-y.loc[g.index, u].astype("Float64")))

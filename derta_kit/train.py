@@ -104,12 +104,12 @@ class NotFinite(FloatingPointError):
 
 def row_names(
     data,              # a `TreeDataset`, or anything with rows
-    rows,              # their numbers
+    rows,              # their numbers, from 0
 )->str:
-    "The rows of a batch in words, such as 'triples 3, 17; helpful 5'."
+    "The rows of a batch in words, counted from 1, such as 'triples 3, 17; helpful 5'."
     n = len(data.triples) if hasattr(data, "triples") else None
-    if n is None: return "rows " + ", ".join(map(str, rows))
-    kinds = {"triples": [i for i in rows if i < n], "helpful": [i-n for i in rows if i >= n]}
+    if n is None: return "rows " + ", ".join(str(i+1) for i in rows)
+    kinds = {"triples": [i+1 for i in rows if i < n], "helpful": [i-n+1 for i in rows if i >= n]}
     return "; ".join(f"{k} {', '.join(map(str, v))}" for k,v in kinds.items() if v)
 
 # %% ../nbs/06_train.ipynb #7ab6078f
@@ -174,7 +174,7 @@ def compute_loss(self:DertaTrainer, model, inputs, return_outputs=False, num_ite
     loss, parts = self._tree_loss(model, inputs, num_items_in_batch)
     if model.training:
         self.parts += parts.cpu()
-        if not torch.isfinite(loss): raise NotFinite(f"the loss is {loss.item()} at step {self.state.global_step+1}, in {row_names(self.train_dataset.data, inputs['rows'].tolist())}; nothing was stepped")
+        if not torch.isfinite(loss): raise NotFinite(f"the loss is {loss.item()} at step {self.state.global_step+1}, in {row_names(self.train_dataset.data, inputs['rows'].tolist())}; nothing was stepped. Look at these rows; if they are as they should be, try a smaller lr")
     loss = loss*(self.args.world_size if num_items_in_batch is not None else 1)       # gradients are averaged over processes
     return (loss, parts) if return_outputs else loss
 
@@ -218,12 +218,17 @@ class _NoStepMore(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps: raise _Done
 
+class _ShortRun(TrainerCallback):
+    "A run of fewer steps than lie between two logs logs each of them."
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.max_steps < state.logging_steps: state.logging_steps = 1
+
 def go_on(
     trainer:Trainer,   # made, not yet run
     out,               # folder of its checkpoints
 ):
     "Train from the last complete checkpoint in `out`; where no step is left, only load it."
-    trainer.add_callback(_NoStepMore)
+    trainer.add_callback(_NoStepMore); trainer.add_callback(_ShortRun)
     if (at := last_checkpoint(out)) and trainer.is_world_process_zero(): print(f"going on from step {at.rpartition('-')[2]}: {out}", flush=True)
     try: trainer.train(resume_from_checkpoint=at)
     except _Done:

@@ -45,3 +45,7 @@ def test_header(demo):
     from copy import deepcopy
     bare = deepcopy(tok); bare.chat_template = None; assert "INST" in bare.decode(assistant_header(bare))
     long = recheck_curve(*demo, "Hi", "word "*60, step=16); assert np.allclose(long, recheck_curve(*demo, "Hi", "word "*60, step=60), rtol=1e-3)
+
+
+def test_a_folder_without_an_adapter_is_said_and_not_looked_for_at_the_hub(tmp_path):
+    with pytest.raises(ValueError, match="holds no adapter"): Models(dict(base=None, mine=tmp_path/"typo"))

@@ -14,7 +14,7 @@ OK = '{"prompt": "a", "safe": "b", "harmful": "c"}'
     (b'{"prompt": "a", "safe": "", "harmful": "c"}', "safe", "empty"),
     (b'{"prompt": "a", "safe": "  ", "harmful": "c"}', "safe", "empty"),
     (b'{"prompt": "a", "harmful": "c"}', "safe", "missing"),
-    (b'{"prompt": "a", "safe": null, "harmful": "c"}', "safe", "empty; leave the row out, or have it filled in: derta_data complete --field safe"),
+    (b'{"prompt": "a", "safe": null, "harmful": "c"}', "safe", "empty; leave the row out, or have it filled in: derta_data complete SOURCE --field safe"),
     (b'{"prompt": "a", "safe": 3, "harmful": "c"}', "safe", "expected text"),
     (b'{"prompt": "a", "safe": "b", "harmful": "c", "category": 4}', "category", "expected text"),
     (b'{"prompt": "a", "safe": "\\ud800", "harmful": "c"}', "safe", "surrogate"),

@@ -71,3 +71,8 @@ def test_as_many_are_kept_back_as_is_reasonable(tmp_path, n, asked, back):
     from derta_kit.cli_train import _data, parse
     (tmp_path/"t.jsonl").write_text("\n".join(json.dumps(dict(prompt=f"t{i}", safe="Sorry t1", harmful=f"t2 t{i}")) for i in range(n)))
     triples, _, left = _data(parse([str(tmp_path/"t.jsonl"), "--out", "o", *asked])[0]); assert len(triples)-left == back
+
+
+def test_a_run_shorter_than_the_steps_between_two_logs_logs_each(here):
+    derta_train([str(here/"triples.jsonl"), "--out", str(here/"short"), "--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--held_out", "0", "--max_length", "128"])
+    log = json.loads((here/"short"/"run.json").read_text())["log"]; assert [l["step"] for l in log if "loss" in l] == [1, 2, 3]

@@ -88,3 +88,8 @@ def test_the_command_hides_the_response_unless_asked(tmp_path):
         r = said(derta_probe, "How do I bake bread?", "Mix flour, then knead it.", "--out", tmp_path/"c", *more)
         assert r.returncode == 0 and "at the start" in r.stdout.splitlines()[-1] and (tmp_path/"c.png").exists()
         for text in (r.stdout, (tmp_path/"c.csv").read_text()): assert ("flour" in text) == bool(more)
+
+
+@pytest.mark.parametrize("prompts,responses,says", [(["a"], ["b","c"], "1 prompt and 2 responses: give two lists"), ("a", "b", "there is refusal_curve"), (["a"], "b", "give two lists")])
+def test_prompts_and_responses_are_two_lists(demo, prompts, responses, says):
+    with pytest.raises(ValueError, match=says): refusal_curves(*demo, prompts, responses)

@@ -158,7 +158,7 @@ def test_help(cmd):
 def test_bad_input_is_one_line_and_an_exit_code(tmp_path):
     (tmp_path/"x.jsonl").write_text('{"prompt": "a", "safe": "b", "harmful": ""}')
     r = run("derta_data", "convert", "x.jsonl", "--out", "y.jsonl", cwd=tmp_path)
-    assert r.returncode == 2 and "x.jsonl, line 1, field 'harmful': empty; leave the row out, or have it filled in: derta_data complete --field harmful" in r.stderr and "Traceback" not in r.stderr and not (tmp_path/"y.jsonl").exists()
+    assert r.returncode == 2 and "x.jsonl, line 1, field 'harmful': empty; leave the row out, or have it filled in: derta_data complete SOURCE --field harmful" in r.stderr and "Traceback" not in r.stderr and not (tmp_path/"y.jsonl").exists()
     r = run("derta_data", "check", "x.jsonl", cwd=tmp_path)         # says what is missing, all of it
     assert r.returncode == 0 and "1 row has no harmful response; to have it filled in: derta_data complete x.jsonl --field harmful" in r.stdout and "no safe response" not in r.stdout
     r = run("derta_train", "x.jsonl", "--out", "out", cwd=tmp_path)
