@@ -7,7 +7,7 @@ __all__ = ['data_check', 'data_convert', 'data_complete', 'data_gate', 'data_car
            'data_demo', 'derta_data']
 
 # %% ../nbs/14a_data_cli.ipynb #8a1a66a7
-import re
+import re, shlex
 from pathlib import Path
 from fastcore.script import store_true
 from .cli import _act, _columns
@@ -77,7 +77,7 @@ def data_check(
     from derta_kit.objectives import other_opener
     if said := other_opener(ds["safe"]): print(f"\n{said}")
     for c in ("safe","harmful"):
-        if k := len(ds)-len(filled[c]): print(f"\n{_count(k, 'row')} {'has' if k==1 else 'have'} no {c} response; to have {'it' if k==1 else 'them'} filled in: derta_data complete {source}{f' --columns {columns}' if columns else ''}{' --on_error skip' if on_error=='skip' else ''} --field {c} --out …")
+        if k := len(ds)-len(filled[c]): print(f"\n{_count(k, 'row')} {'has' if k==1 else 'have'} no {c} response; to have {'it' if k==1 else 'them'} filled in: derta_data complete {shlex.quote(str(source))}{f' --columns {shlex.quote(columns)}' if columns else ''}{' --on_error skip' if on_error=='skip' else ''} --field {c} --out …")
 
 # %% ../nbs/14a_data_cli.ipynb #07e86e6f
 def data_convert(

@@ -6,8 +6,9 @@
 __all__ = ['eval_run', 'eval_page', 'eval_compare', 'eval_ablation', 'eval_demo', 'derta_eval']
 
 # %% ../nbs/14c_eval_cli.ipynb #b5a12595
-import json
+import json, re
 from collections import Counter
+from pathlib import Path
 from fastcore.script import store_true
 from .cli import _act, _columns
 
@@ -22,7 +23,9 @@ def _model(spec, retries=6):
         try: return adapter_folder(f)
         except ValueError as e: raise ValueError(f"{spec}: {e}; write NAME alone for the base model") from None
     if not name: raise ValueError(f"{spec!r}: give the model a name, as in derta=runs/demo/derta")
-    if not what: return name, None
+    if not what:
+        if re.search(r"[/\\:#]", spec) or Path(spec).is_dir(): raise ValueError(f"{spec}: NAME alone is the base model; an adapter is NAME=FOLDER, as in mine={re.split('[:=]', spec)[-1]}")
+        return name, None
     if what.startswith("guard:"): return name, Recheck(folder(f) if (f := what[6:]) else None)
     if what.startswith(("http://","https://")):
         url, _, m = what.partition("#")
@@ -30,10 +33,12 @@ def _model(spec, retries=6):
         return name, Endpoint(url, m, retries=retries)
     return name, folder(what)
 
+# %% ../nbs/14c_eval_cli.ipynb #c37e8929
 def _models(text):
     "name → model, from models with commas; `ValueError` for a name that comes twice."
     named = [_model(s.strip()) for s in text.split(",") if s.strip()]
     if twice := [n for n,k in Counter(n for n,_ in named).items() if k > 1]: raise ValueError(f"--models: two models are called {twice[0]}; give each a name of its own")
+    if len(bare := [n for n,m in named if m is None]) > 1: raise ValueError(f"--models: {' and '.join(bare)} are all the base model; an adapter is NAME=FOLDER")
     return dict(named)
 
 # %% ../nbs/14c_eval_cli.ipynb #717157e0

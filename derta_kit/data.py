@@ -23,7 +23,7 @@ def redact(
     show_harmful:bool=False,   # leave it readable
 )->str:                        # what a person is shown
     "`text`, hidden behind a note of its length unless `show_harmful`."
-    return text if show_harmful else f"▒▒▒ [{len(text.split())} words hidden]"
+    return text if show_harmful else f"▒▒▒ [{_count(len(text.split()), 'word')} hidden]"
 
 # %% ../nbs/02_data.ipynb #81f55ddc
 def _refusal_span(text):

@@ -169,7 +169,8 @@ def other_opener(
     "What to say where most safe responses begin with another word than the refusal token's, which is taught at every position of r̂."
     first = Counter((x.split(maxsplit=1) or [""])[0].strip(",.!:;*\"“”") for x in safe if x); w, n = word, first.total()
     if first[w] >= n/2: return ""
-    return (f"{first[w]} of {n} safe responses begin with {w!r}, which is taught at every position of r̂; {first.most_common(1)[0][0]!r} is more usual here. "
+    other, k = next(((x, k) for x,k in first.most_common() if x!=w), ("", 0))
+    return (f"{first[w]} of {n} safe responses begin with {w!r}, which is taught at every position of r̂" + (f"; {other!r} is more usual here. " if k > max(first[w], 1) else ". ") +
             "Let them begin with one word, and name it: word=… of the objective, targets.word of a recipe (derta_train --set targets.word=…)")
 
 @patch

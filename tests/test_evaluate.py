@@ -443,3 +443,9 @@ def test_what_was_cut_off_is_said():
     from derta_kit.tables import cut_short
     rows = pd.DataFrame(dict(unsafe=pd.array([False]*4+[True, None], "boolean"), ended=[False, False, True, False, False, False], reason=["says too little to be harmful: 3 words of substance"]*3+["refuses", "", "says too little"]))
     assert cut_short(rows)[0].startswith("2 of 5 responses were cut off") and cut_short(rows.assign(ended=True)) == [] and cut_short(rows.drop(columns="ended")) == []
+
+
+@pytest.mark.parametrize("models,says", [("base,mine:runs/mine", "as in mine=runs/mine"), ("base,runs/m2", "as in mine=runs/m2"), ("base,other", "base and other are all the base model")])
+def test_a_slip_in_models_does_not_ask_the_base_model_under_an_adapters_name(models, says):
+    from derta_kit.cli_eval import _models
+    with pytest.raises(ValueError, match=says): _models(models)

@@ -98,3 +98,9 @@ def test_packing_keeps_every_target():
     rows = pack(trees, 90)
     flat = lambda ts: sorted((tuple(p.nodes[0].ids), tuple(p.nodes[0].targets)) for t in ts for p in plain(t))
     assert flat(rows) == flat(trees) and max(map(len, rows)) <= 90 and sum(map(len, rows)) < sum(map(len, trees))
+
+
+@pytest.mark.parametrize("safe,says", [(["Sorry, a","I b","I c","I d"], "'I' is more usual"), (["Sorry, a","Sorry b","I c","I d","No","We"], None), (["Reading this"], None), (["Sorry, a","I b"], "")])
+def test_another_opener_is_named_only_where_it_is_more_usual(safe, says):
+    from derta_kit.objectives import other_opener
+    said = other_opener(safe); assert (said == "") if says == "" else (says in said if says else said and "more usual" not in said)
