@@ -161,7 +161,7 @@ def test_what_stands_behind_a_rate_is_said():
 def test_a_name_stands_for_one_model():
     from derta_kit.cli_eval import _models
     with pytest.raises(ValueError, match="--models: two models are called base"): _models("base,base")
-    assert list(_models("base, other")) == ["base", "other"]
+    assert list(_models("base, other=http://x/v1#m")) == ["base", "other"]
 
 
 def test_the_folder_of_a_model_is_not_written_into(tmp_path):
