@@ -24,7 +24,7 @@ def _model(spec, retries=6):
         except ValueError as e: raise ValueError(f"{spec}: {e}; write NAME alone for the base model") from None
     if not name: raise ValueError(f"{spec!r}: give the model a name, as in derta=runs/demo/derta")
     if not what:
-        if re.search(r"[/\\:#]", spec) or Path(spec).is_dir(): raise ValueError(f"{spec}: NAME alone is the base model; an adapter is NAME=FOLDER, as in mine={re.split('[:=]', spec)[-1]}")
+        if re.search(r"[/\\:#]", spec) or (Path(spec)/"adapter_config.json").exists(): raise ValueError(f"{spec}: NAME alone is the base model; an adapter is NAME=FOLDER, as in mine={re.split('[:=]', spec)[-1]}")
         return name, None
     if what.startswith("guard:"): return name, Recheck(folder(f) if (f := what[6:]) else None)
     if what.startswith(("http://","https://")):
@@ -109,7 +109,7 @@ def eval_run(
     models:str="base",         # who is asked, with commas: NAME, NAME=FOLDER, NAME=guard:FOLDER or NAME=URL#MODEL; derta_eval --help says what these are
     attacks:str="none,prefill,completing,code", # with commas: none, prefill, avoid, completing, code, cipher (needs --demos), jailbreakchat (needs --templates)
     questions:str="demo",      # "demo" (its held-out ones), or a file of yours with a field prompt or question, and harmful for the attack prefill
-    out:str="runs/eval",                          # folder of the run; the same command goes on from what is there, another one writes its tables anew (answers stay known)
+    out:str="runs/eval",       # folder of the run; the same command goes on from what is there, another one writes its tables anew (answers stay known)
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
     n:int=0,                   # only so many questions; 0: all (for a short run also --harmless 8)
     base:str="demo",           # what adapters sit on: "demo", a hub id, or a folder

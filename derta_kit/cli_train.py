@@ -114,7 +114,7 @@ def _keep(r, tr, hashes, rows, world):
 
 # %% ../nbs/14b_train_cli.ipynb #0538d0c8
 def run_recipe(
-    recipe,   # a `Recipe`, as `recipes.read_recipe` gives it
+    recipe,            # a `Recipe`, as `recipes.read_recipe` gives it
 ):                     # the trainer
     "Train as a recipe says; leaves the result and `run.json` in `recipe.out`; `ValueError` if another run is there, `EngineError`, `NotFinite`, `MemoryError` or `OSError` (a full disk) where training cannot go on."
     import torch
@@ -149,8 +149,8 @@ def _plan(r, device, devices, memory, offload):
 def _measure(r):
     "The command that asks what a recipe has trained."
     from derta_kit.model_card import _ask
-    out = shlex.quote(str(Path(r.out)))
-    return f"derta_eval run --out {out}-eval " + _ask(re.sub(r"\W+", "-", Path(r.out).name).strip("-") or "mine", r.model, shlex.quote(r.model), r.mode != "full").replace("FOLDER", out)
+    out, name = shlex.quote(str(Path(r.out))), re.sub(r"\W+", "-", Path(r.out).name).strip("-")
+    return f"derta_eval run --out {out}-eval " + _ask("mine" if name in ("","base") else name, r.model, shlex.quote(r.model), r.mode != "full").replace("FOLDER", out)
 
 def derta_train(
     argv=None,     # default: those of the command line

@@ -14,8 +14,7 @@ from .loss import head_logits
 from .models import adapter_folder, load, prompt_ids, text_ids, unwrap
 from .plots import NAMES, _bare, _style
 from .prefix_tree import Tree, collate, hidden_states, tree_limit
-from .probe import _curve, _groups, _opener_mass, _put, _read_positions, _response_trees, pair_ids
-from .records import _count
+from .probe import _curve, _groups, _opener_mass, _paired, _put, _read_positions, _response_trees, pair_ids
 from .refusals import refusal_token_id
 from peft import PeftModel
 from tqdm.auto import tqdm
@@ -183,7 +182,7 @@ def compare(
     desc:str|None=None,      # shown beside the progress bar; no bar without it
 )->Comparison:
     "Curves of every model on every response, and KL (nats; arXiv 2406.05946) to the model called base, where there is one; `ValueError` unless there is a response for each prompt."
-    if len(prompts)!=len(responses): raise ValueError(f"{_count(len(prompts), 'prompt')} and {_count(len(responses), 'response')}: give two lists, with a response for each prompt")
+    _paired(prompts, responses)
     ms = models if isinstance(models, Models) else Models(models, base)
     tok, sorry = ms.tok, refusal_token_id(ms.tok, word)
     ids = pair_ids(ms.lm, tok, prompts, responses, max_tokens)

@@ -101,6 +101,11 @@ def token_text(
     return "⟨" + " ".join(f"{back[c]:02X}" for c in piece) + "⟩" if all(c in back for c in piece) else piece
 
 # %% ../nbs/07_probe.ipynb #943b5fab
+def _paired(prompts, responses):
+    "`ValueError` unless there is a response for each prompt."
+    if isinstance(prompts, str) or isinstance(responses, str): raise ValueError("prompts and responses are lists; for one text each there is refusal_curve")
+    if len(prompts)!=len(responses): raise ValueError(f"{_count(len(prompts), 'prompt')} and {_count(len(responses), 'response')}: give two lists, with a response for each prompt")
+
 def pair_ids(
     model,                # a causal LM, with or without adapters
     tokenizer,            # its tokenizer
@@ -109,7 +114,7 @@ def pair_ids(
     max_tokens:int=512,   # of each response
 )->list:                  # (prompt ids, response ids)
     "Token ids of prompts and responses; `ValueError` for lists of unequal length, a response without tokens, or a pair longer than the model's context."
-    if isinstance(prompts, str) or isinstance(responses, str) or len(prompts)!=len(responses): raise ValueError(f"{_count(len(prompts), 'prompt')} and {_count(len(responses), 'response')}: give two lists, with a response for each prompt" if not isinstance(prompts, str) else "prompts and responses are lists; for one text each there is refusal_curve")
+    _paired(prompts, responses)
     ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in zip(prompts, responses)], context_length(model)
     for i,(q,r) in enumerate(ids):
         if not r: raise ValueError(f"response {i+1} is empty: there is no position to look at")

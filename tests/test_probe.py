@@ -90,6 +90,6 @@ def test_the_command_hides_the_response_unless_asked(tmp_path):
         for text in (r.stdout, (tmp_path/"c.csv").read_text()): assert ("flour" in text) == bool(more)
 
 
-@pytest.mark.parametrize("prompts,responses,says", [(["a"], ["b","c"], "1 prompt and 2 responses: give two lists"), ("a", "b", "there is refusal_curve"), (["a"], "b", "give two lists")])
+@pytest.mark.parametrize("prompts,responses,says", [(["a"], ["b","c"], "1 prompt and 2 responses: give two lists"), ("a", "b", "there is refusal_curve"), (["a"], "b", "there is refusal_curve")])
 def test_prompts_and_responses_are_two_lists(demo, prompts, responses, says):
     with pytest.raises(ValueError, match=says): refusal_curves(*demo, prompts, responses)
