@@ -28,6 +28,8 @@ class Avoid:
     def __str__(self): return "avoids" + (f" m={self.steps}" if self.steps else "") + (f" top={self.top}" if self.top else "")
 
 # %% ../nbs/10_attacks.ipynb #de3dbf9c
+_HERE = "; here: "     # what follows it in a message is of one case alone
+
 @dataclass(frozen=True, repr=False)
 class Case:
     "One thing to ask a model."
@@ -43,7 +45,7 @@ class Case:
 
     def _begun(self, tokenizer):
         ids, k = text_ids(tokenizer, self.prefill), self.prefill_tokens
-        if k and len(ids) < k: raise ValueError(f"{self.attack}, {self.setting}: the text to prefill for {self.question!r} has {_count(len(ids), 'token')}, {k} are asked for; pass fill='others', or a function that goes on with it")
+        if k and len(ids) < k: raise ValueError(f"{self.attack}, {self.setting}: the text to prefill is shorter than {_count(k, 'token')}; pass fill='others', or a function that goes on with it{_HERE}{self.question!r} has {len(ids)}")
         return ids[:k]
 
     def ids(self,

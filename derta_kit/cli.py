@@ -6,7 +6,7 @@
 __all__ = ['polite', 'derta_demo', 'derta_probe']
 
 # %% ../nbs/14_cli.ipynb #fc09bfbd
-import contextlib, inspect, logging, os, re, sys, warnings
+import contextlib, difflib, inspect, logging, os, re, sys, warnings
 from pathlib import Path
 from fastcore.script import anno_parser, store_true
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")     # before torch is there
@@ -34,6 +34,21 @@ def polite(
         except (ValueError, OSError, ImportError) as e: print(f"error: {_shell(str(e), options)}", file=sys.stderr); sys.exit(2)
 
 # %% ../nbs/14_cli.ipynb #f3d693ff
+def _parsed(
+    parser,        # of the command
+    argv,          # the words of the command line; None: those of this one
+    others=dict(output_dir="out", output="out", base_model="model", max_tokens="max_new_tokens"),   # what other programs call an option → what it is here
+):                 # what argparse gives
+    "The options of a command line; hyphens may stand for underscores, and an option that is none is told what is near it."
+    there = parser._option_string_actions; ours = lambda o: known if (known := "--"+o[2:].replace("-", "_")) in there else o
+    argv = [ours(o)+eq+v if w.startswith("--") else w for w in map(str, sys.argv[1:] if argv is None else argv) for o,eq,v in [w.partition("=")]]
+    for o in (w.partition("=")[0] for w in argv if w.startswith("--") and len(w) > 2):
+        if o in there: continue
+        same = others.get(o[2:].replace("-", "_"), "")
+        near = [f"--set {same}=…"] if "." in same else [f"--{same}"] if f"--{same}" in there else difflib.get_close_matches(o, there, 1)
+        parser.exit(2, f"error: {o}: no such option" + (f"; did you mean {near[0]}?" if near else f"; {parser.prog} --help lists them") + "\n")
+    return parser.parse_args(argv)
+
 def _options(
     f,             # its parameters are the options, their comments the help
     argv,          # the words of the command line; None: those of this one
@@ -42,7 +57,7 @@ def _options(
     "The arguments for `f` that a command line gives; an empty default is not named in the help."
     parser = anno_parser(f, prog=prog); parser.allow_abbrev = False
     for a in parser._actions: a.help = re.sub(r" \(default: (False)?\)$", "", a.help or "")
-    return {k: v for k,v in vars(parser.parse_args(argv)).items() if k not in ("pdb","xtra")}
+    return {k: v for k,v in vars(_parsed(parser, argv)).items() if k not in ("pdb","xtra")}
 
 # %% ../nbs/14_cli.ipynb #d3ed450a
 def _there(

@@ -29,14 +29,20 @@ def _tokenizer(model):
     return AutoTokenizer.from_pretrained(model_path(model), trust_remote_code=False)
 
 # %% ../nbs/14a_data_cli.ipynb #af91e6bc
+def _holds_pairs(source, split):
+    "Whether SOURCE holds helpful pairs, by what the columns of its first row are called."
+    from derta_kit.layouts import LAYOUTS
+    from derta_kit.mix import _PAIRS
+    from derta_kit.records import records
+    first = set(next((r for _,_,r in records(source, split) if isinstance(r, dict)), {}))
+    fits = lambda layouts: any(need <= first for n,(need,_) in layouts.items() if n!="instruction and safe response")
+    return fits(_PAIRS) and not fits(LAYOUTS)
+
 def _answered(source, on_error, columns, split):
     "Questions with helpful responses, of which some may be missing, or questions alone."
-    from derta_kit.layouts import LAYOUTS
-    from derta_kit.mix import _PAIRS, read_pairs
-    from derta_kit.records import records
-    cs = _columns(columns); first = set(next((r for _,_,r in records(source, split) if isinstance(r, dict)), {}))
-    fits = lambda layouts, but=(): any(need <= first for n,(need,_) in layouts.items() if n not in but)
-    if "response" in cs or (not cs and fits(_PAIRS) and not fits(LAYOUTS, ("instruction and safe response",))): return read_pairs(source, on_error=on_error, columns=cs or None, split=split, gaps=("response",))
+    from derta_kit.mix import read_pairs
+    cs = _columns(columns)
+    if "response" in cs or (not cs and _holds_pairs(source, split)): return read_pairs(source, on_error=on_error, columns=cs or None, split=split, gaps=("response",))
     return [dict(prompt=p, kind="helpful") for p in _read(source, on_error, columns, split, ("safe","harmful"))["prompt"]]
 
 # %% ../nbs/14a_data_cli.ipynb #ff826ecf
@@ -54,10 +60,29 @@ def _folder(out):
     from derta_kit.reliable import check_folder
     check_folder(_need(out, "--out, a folder"), 0)
 
-def _gates_said(t):
-    "The table of gates, numbers first, and what each means behind them."
-    w = t.meaning.str.len().max(); text = lambda s: s.ljust(w)
-    return t.assign(meaning=t.meaning.map(text))[[c for c in t if c!="meaning"]+["meaning"]].rename(columns=dict(meaning=text("meaning"))).rename_axis(None).to_string(float_format="{:.1%}".format)
+def _gates_said(g, columns):
+    "The table of gates: numbers first, then the first rows that do not pass, then what each gate means."
+    def first(name):
+        rows = sorted(i+1 for i,f in g.flags.items() if name in f or name=="any of them")
+        return ", ".join(map(str, rows[:3])) + (" …" if len(rows) > 3 else "")
+    t = g.table.assign(rows=[*map(first, g.table.index)])[[*columns, "rows", "meaning"]]
+    wide = {c: t[c].str.len().max() for c in ("rows","meaning")}
+    t = t.assign(**{c: t[c].str.ljust(w) for c,w in wide.items()}).rename(columns={c: c.ljust(w) for c,w in wide.items()})
+    return t.rename_axis(None).to_string(float_format="{:.1%}".format) + "\n\nr: the safe response; r̂: the harmful one; rows: the first of them, counted from 1"
+
+# %% ../nbs/14a_data_cli.ipynb #d97cc98e
+def _gaps_said(k, what, field, source, columns, on_error):
+    "Nothing, or the command that fills in what `k` rows lack."
+    options = f"{f' --columns {shlex.quote(columns)}' if columns else ''}{' --on_error skip' if on_error=='skip' else ''}"
+    if k: yield f"\n{what}; to have {'it' if k==1 else 'them'} filled in: derta_data complete {shlex.quote(str(source))}{options} --field {field} --out …"
+
+def _pairs_said(source, on_error, columns, split):
+    "What a file of helpful pairs holds."
+    from derta_kit.data import data_hash
+    from derta_kit.records import _count
+    pairs = _answered(source, on_error, columns, split); n = [len(r.split()) for r in pairs["response"] if r]; k = len(pairs)-len(n)
+    yield f"{_count(len(pairs), 'helpful pair')}, for --helpful; hash {data_hash(pairs)}; " + (f"{sum(n)/len(n):.0f} words a response on average" if n else "no response")
+    yield from _gaps_said(k, f"{_count(k, 'pair')} {'has' if k==1 else 'have'} no response", "response", source, columns, on_error)
 
 # %% ../nbs/14a_data_cli.ipynb #6babcf9d
 def data_check(
@@ -66,18 +91,18 @@ def data_check(
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source)
     split:str="train",         # of a hub data set, or of files named after splits
 ):
-    "Read SOURCE, run all gates, and say what it holds and what is wrong with it; writes nothing."
+    "Read SOURCE, triples or helpful pairs, run all gates on triples, and say what it holds and what is wrong with it; writes nothing."
+    if "response" in _columns(columns) or (not columns and _holds_pairs(source, split)): return print(*_pairs_said(source, on_error, columns, split), sep="\n")
     from derta_kit.gates import gate
     from derta_kit.data import data_hash
+    from derta_kit.objectives import other_opener
     from derta_kit.records import _count
     ds = _read(source, on_error, columns, split, ("safe","harmful"))
     filled = {c: [len(x.split()) for x in ds[c] if x] for c in ("prompt","safe","harmful")}
     print(f"{_count(len(ds), 'row')}, hash {data_hash(ds)}; " + "; ".join(f"{c}: {len(n)} of them, {sum(n)/len(n):.0f} words on average" if n else f"{c}: none" for c,n in filled.items()) + "\n")
-    print(_gates_said(gate(ds, drop=()).table[["flagged","meaning"]]))
-    from derta_kit.objectives import other_opener
+    print(_gates_said(gate(ds, drop=()), ["flagged"]))
     if said := other_opener(ds["safe"]): print(f"\n{said}")
-    for c in ("safe","harmful"):
-        if k := len(ds)-len(filled[c]): print(f"\n{_count(k, 'row')} {'has' if k==1 else 'have'} no {c} response; to have {'it' if k==1 else 'them'} filled in: derta_data complete {shlex.quote(str(source))}{f' --columns {shlex.quote(columns)}' if columns else ''}{' --on_error skip' if on_error=='skip' else ''} --field {c} --out …")
+    for c in ("safe","harmful"): print(*_gaps_said(k := len(ds)-len(filled[c]), f"{_count(k, 'row')} {'has' if k==1 else 'have'} no {c} response", c, source, columns, on_error), sep="", end="\n" if k else "")
 
 # %% ../nbs/14a_data_cli.ipynb #07e86e6f
 def data_convert(
@@ -110,12 +135,13 @@ def data_complete(
     on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them
 ):
     "Fill the gaps of SOURCE. Answers are kept in OUT.answers.sqlite, so a killed run goes on where it was."
+    if field not in ("harmful","safe","response"): raise ValueError(f"--field {field}: use harmful, safe, response")
+    if wordings and field!="safe": raise ValueError("--wordings are for safe responses: add --field safe")
+    _apart(_need(out), source)
     from derta_kit import complete as C, models
     from derta_kit.data import write_jsonl
     from derta_kit.records import _count
-    if field not in ("harmful","safe","response"): raise ValueError(f"--field {field}: use harmful, safe, response")
-    _apart(_need(out), source); failed, ds = [], _answered(source, on_error, columns, split) if field=="response" else _read(source, on_error, columns, split, ("safe","harmful"))
-    if wordings and field!="safe": raise ValueError("--wordings are for safe responses: add --field safe")
+    failed, ds = [], _answered(source, on_error, columns, split) if field=="response" else _read(source, on_error, columns, split, ("safe","harmful"))
     backend = None if wordings else C.Endpoint(url, model, concurrency, tokenizer=_tokenizer(tokenizer) if tokenizer else None) if url else C.Local(*models.load(model))
     done = C.complete(ds, field, backend, f"{out}.answers.sqlite" if backend else None, seed, max_new_tokens, failed=failed)
     write_jsonl(done, out); print(f"{len(done)-len(failed)} of {_count(len(done), 'row')} {'has' if len(done)-len(failed)==1 else 'have'} one now, written: {out}" + ("\nThe same command asks again for those that failed." if failed else ""))
@@ -141,7 +167,7 @@ def data_gate(
     _apart(Path(out)/"triples.jsonl", source); _apart(Path(out)/"dropped.jsonl", source)
     ds = _read(source, on_error, columns, split, ("safe","harmful")); _folder(out)
     g = G.gate(ds, [d for d in drop.split(",") if d], sets, out, show_harmful, threshold, desc="gates")
-    print(_gates_said(g.table) + "\n")
+    print(_gates_said(g, ["flagged","dropped","of all"]) + "\n")
     if not len(g.kept): raise ValueError(f"no row is left; see {out}/dropped.jsonl")
     write_jsonl(g.kept, Path(out)/"triples.jsonl"); print(f"{_count(len(g.kept), 'triple')} written: {out}/triples.jsonl" + (f"; {len(g.dropped)} dropped: {out}/dropped.jsonl" if g.dropped else ""))
 

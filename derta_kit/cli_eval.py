@@ -6,7 +6,7 @@
 __all__ = ['eval_run', 'eval_page', 'eval_compare', 'eval_ablation', 'eval_demo', 'derta_eval']
 
 # %% ../nbs/14c_eval_cli.ipynb #b5a12595
-import json, re
+import json, re, sys
 from collections import Counter
 from pathlib import Path
 from fastcore.script import store_true
@@ -77,15 +77,16 @@ def _whole(source, columns=""):
         except ValueError: return []
 
 # %% ../nbs/14c_eval_cli.ipynb #5fe4d018
-def _cases(attacks, rows, source, demos, templates):
+def _cases(attacks, rows, source, demos, templates, fill):
     "The cases of all attacks, in order; `ValueError` for one that lacks what it needs."
     from derta_kit.attacks import attack
     from derta_kit.data import read_triples
     names = [a.strip() for a in attacks.split(",")]
+    if fill not in ("","others"): raise ValueError(f"--fill {fill}: use others")
     if "prefill" in names and not all(r.get("harmful") for r in rows): raise ValueError(f"{source}: the attack prefill needs a response in the field harmful of every question; fill it in with derta_data complete, or name the other attacks: --attacks none,completing,code")
     for a,option,given in (("cipher", "--demos FILE, with a prompt and a harmful response in each row", demos), ("jailbreakchat", "--templates FILE, of jailbreak templates", templates)):
         if a in names and not given: raise ValueError(f"the attack {a} needs {option}")
-    options = dict(cipher=dict(demos=list(read_triples(demos)) if demos else []), jailbreakchat=dict(path=templates))
+    options = dict(cipher=dict(demos=list(read_triples(demos)) if demos else []), jailbreakchat=dict(path=templates), prefill=dict(fill=fill or None))
     return [c for a in names for c in attack(a, rows, **options.get(a, {}))]
 
 # %% ../nbs/14c_eval_cli.ipynb #c871f884
@@ -101,7 +102,10 @@ def _harmless_said(e):
 # %% ../nbs/14c_eval_cli.ipynb #b4f0f03f
 def _errors_said(e):
     "Why responses have no verdict, each reason with its number."
-    t = e.rows[e.rows.error!=""].groupby(["model","error"], sort=False).size()
+    from derta_kit.attacks import _HERE
+    bad = e.rows[e.rows.error!=""]
+    said = lambda why: why.partition(_HERE)[0].replace("pass fill='others', or a function that goes on with it", "--fill others goes on with it")
+    t = bad.assign(error=bad.error.map(said)).groupby(["model","error"], sort=False).size()
     if len(t): yield "Errors, neither safe nor unsafe\n\n" + "\n".join(f"{m}: {n} × {' '.join(why.split())[:160]}" for (m,why),n in t.items())
 
 # %% ../nbs/14c_eval_cli.ipynb #93f1af2b
@@ -113,6 +117,7 @@ def eval_run(
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad
     n:int=0,                   # only so many questions; 0: all (for a short run also --harmless 8)
     base:str="demo",           # what adapters sit on: "demo", a hub id, or a folder
+    fill:str="",               # what goes on with a harmful response that is shorter than a prefill: "others", those of the other questions
     demos:str="",              # the attack cipher's demonstrations: a few triples, of which prompt and harmful are shown
     templates:str="",          # the attack jailbreakchat's templates: a file with [INSERT PROMPT HERE] in each
     judge_url:str="",          # a second judge: address of a server whose model is given the paper's guideline
@@ -129,11 +134,12 @@ def eval_run(
     from derta_kit.helpful import harmless_cases, xstest_cases
     from derta_kit.judges import RuleJudge
     from derta_kit.pages import write_page
+    from derta_kit.records import _count
     from derta_kit.speak import Decoding
     from derta_kit.tables import asr_table, cut_short, few_questions, how_many, little_said
     ms = _models(models)
     rows, judges = _questions(questions, n, columns), [RuleJudge()]
-    cases = _cases(attacks, rows, questions, demos, templates)
+    cases = _cases(attacks, rows, questions, demos, templates, fill)
     if judge_url:
         from derta_kit.complete import Endpoint
         from derta_kit.model_judges import GuidelineJudge
@@ -141,6 +147,7 @@ def eval_run(
     held = _some(list(demo_data()["benign_eval"]), harmless)
     cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
+    print(f"{_count(len(ms), 'model')} × {_count(len(cases), 'prompt')}, responses of at most {max_new_tokens} tokens; then perplexity of {_count(len(held), 'helpful response')}" + (f", refusal curves of {len(curves)} harmful ones" if curves else "") + ". Shorter: --n, --harmless, --max_new_tokens.", file=sys.stderr)
     e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots, taught=_whole(questions, columns))
     print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *how_many(e.rows), *few_questions(e.rows), *cut_short(e.rows), *little_said(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 

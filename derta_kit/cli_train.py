@@ -9,7 +9,7 @@ __all__ = ['parse', 'run_recipe', 'derta_train']
 import argparse, json, os, re, shlex, sys, warnings
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from .cli import _columns, _there, polite
+from .cli import _columns, _parsed, _there, polite
 from fastcore.docments import docments
 
 # %% ../nbs/14b_train_cli.ipynb #2c87f2f4
@@ -37,8 +37,8 @@ def parse(
     argv,              # the words of the command line
 )->tuple:
     "(recipe, other options) of a command line."
-    from derta_kit.recipes import _parse, make_recipe
-    a = vars(_parser().parse_args(argv))
+    from derta_kit.recipes import _SAME, _parse, make_recipe
+    a = vars(_parsed(_parser(), argv, _SAME))
     file, rest = a.pop("recipe"), {k: a.pop(k) for k in ("set","plan","device","devices","memory","offload")}
     for k in ("columns","helpful_columns"):
         if k in a: a[k] = _columns(a[k], k)
@@ -63,6 +63,11 @@ def _rows_said(r, triples, pairs, n):
     return f"{_count(n, 'triple')} and {_count(len(pairs), 'helpful pair')} to train on" + (f"; {_count(len(triples)-n, 'triple')} kept back {use} (held_out)" if n < len(triples) else "")
 
 # %% ../nbs/14b_train_cli.ipynb #adeabec2
+def _ungated(triples, n):
+    "How many of the first `n` triples would teach badly by themselves."
+    from derta_kit.gates import DROP, row_gates
+    return sum(bool({*row_gates(row)} & {*DROP}) for row in triples.select(range(n)))
+
 def _fit(r, args, triples, pairs, n):
     "Train with trees, and return the trainer."
     from derta_kit import models, objectives as O, recipes as R, reliable as S, train as T
@@ -120,6 +125,7 @@ def run_recipe(
     import torch
     from derta_kit import recipes as R, reliable as S
     from derta_kit.data import data_hash
+    from derta_kit.records import _count
     from transformers import set_seed
     triples, pairs, n = _data(recipe)
     hashes = {k: data_hash(v) for k,v in dict(triples=triples, helpful=pairs).items()}
@@ -127,6 +133,7 @@ def run_recipe(
     if os.environ.get("RANK", "0")=="0":
         _own(recipe, hashes)
         print(_rows_said(recipe, triples, pairs, n), flush=True)
+        if k := _ungated(triples, n): print(f"note: {k} of {_count(n, 'triple')} would not pass the gates (r̂ refuses, r does not, or they have few words): derta_data check says which, derta_data gate drops them", file=sys.stderr)
         if not recipe.helpful and recipe.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)
     world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(recipe, world, not torch.accelerator.is_available())
     with S.saved_from_full_disk(recipe.out), S.explained_memory(recipe, world):
@@ -160,9 +167,9 @@ def derta_train(
     with polite("Stopped. The same command goes on from the last checkpoint.", ("columns","helpful_columns","out","device")):
         if argv and argv[0][:1]!="-" and ("--plan" not in argv or argv[0].endswith((".yaml",".yml"))): _there(argv[0])        # a plan may be made where the data are not
         if "--plan" not in argv: _there(*(v for k,v in zip(argv, argv[1:]) if k=="--helpful"))
+        r, rest = parse(argv)
         from derta_kit.engines import EngineError
         from derta_kit.train import NotFinite
-        r, rest = parse(argv)
         if rest.pop("plan"): print(_plan(r, **rest)); return
         try: run_recipe(r).end()        # and with it the process group
         except (EngineError, NotFinite, MemoryError) as e: raise ValueError(str(e)) from e

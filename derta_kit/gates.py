@@ -7,7 +7,7 @@ __all__ = ['GATES', 'DROP', 'row_gates', 'shingles', 'jaccard', 'near_duplicates
            'gate']
 
 # %% ../nbs/03d_gates.ipynb #9e09a5e9
-import json, math, re, tempfile
+import inspect, json, math, re, tempfile
 from functools import lru_cache
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from .refusals import find_refusal
 # %% ../nbs/03d_gates.ipynb #ff1b3655
 GATES = dict(
     missing="a part of the triple is empty: complete it first",
-    refuses="r̂ is a refusal",
-    complies="r is not a refusal",
-    short="r̂ or r has too few words",
+    refuses="r̂ refuses within its first {early} words",
+    complies="r has no wording of a refusal that the kit knows",
+    short="r̂ has fewer than {min_harmful} words, or r than {min_safe}",
     truncated="r or r̂ ends in the middle of a sentence",
     duplicate="prompt and r̂ are nearly those of an earlier row",
     contaminated="the prompt is nearly one that an evaluation set asks",
@@ -170,10 +170,11 @@ def _flags(ds, seen, threshold, desc, **kwargs):
     return flags, why
 
 # %% ../nbs/03d_gates.ipynb #88d89305
-def _table(flags, dropped, drop, n):
+def _table(flags, dropped, drop, n, limits):
     "A row a gate: how many of `n` rows it flags, and how many of those are dropped."
+    limits = {**{k: p.default for k,p in inspect.signature(row_gates).parameters.items()}, **limits}
     count = lambda g, rows: sum(g in flags[i] for i in rows)
-    t = pd.DataFrame([dict(gate=g, meaning=m, flagged=count(g, flags), dropped=count(g, dropped) if g in drop else 0) for g,m in GATES.items()]).set_index("gate")
+    t = pd.DataFrame([dict(gate=g, meaning=m.format(**limits), flagged=count(g, flags), dropped=count(g, dropped) if g in drop else 0) for g,m in GATES.items()]).set_index("gate")
     t.loc["any of them"] = ["", len(flags), len(dropped)]; t["of all"] = t.flagged/max(1, n)
     return t
 
@@ -194,7 +195,7 @@ def gate(
     if wrong := set(drop)-set(GATES): raise ValueError(f"drop={', '.join(sorted(wrong))!r}: use {', '.join(GATES)}")
     flags, why = _flags(triples, Contamination(evaluation_sets() if sets is None else sets), threshold, desc, **kwargs)
     dropped = sorted(i for i,f in flags.items() if set(f) & set(drop))
-    t, gone = _table(flags, dropped, drop, len(triples)), set(dropped)
+    t, gone = _table(flags, dropped, drop, len(triples), kwargs), set(dropped)
     kept = triples.select([i for i in range(len(triples)) if i not in gone]) if gone else triples
     if out is not None:
         write_jsonl((dict(row=i+1, why=flags[i], note=why.get(i,""), **{**triples[i], "harmful": redact(triples[i]["harmful"], show_harmful)}) for i in dropped), Path(out)/"dropped.jsonl")

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 # %% ../nbs/08_plots.ipynb #94d0aa98
-_STYLE = dict(base=dict(color="#777777", ls=":"), vanilla=dict(color="#D55E00", ls="--"), recaug=dict(color="#CC79A7", ls="-."),
+_STYLE = dict(base=dict(color="#555555", ls=":", zorder=3), vanilla=dict(color="#D55E00", ls="--"), recaug=dict(color="#CC79A7", ls="-."),
              rto=dict(color="#009E73", ls=(0,(5,1))), derta=dict(color="#0072B2", ls="-"), dpo=dict(color="#E69F00", ls=(0,(3,1,1,1))), recheck=dict(color="#56B4E9", ls=(0,(1,1))))
 NAMES = dict(base="base", vanilla="vanilla", recaug="RecAug", rto="RTO only", derta="DeRTa", dpo="DPO", recheck="vanilla, re-checked")
 
@@ -79,20 +79,25 @@ def demo_figure(
     return fig
 
 # %% ../nbs/08_plots.ipynb #dc67b47d
+def _losses(history, ax):
+    "The losses that were logged so far, each apart, on a logarithmic scale."
+    for k,label,ls in (("loss_helpful","helpful","-"), ("loss_mle","MLE","--"), ("loss_rto","RTO",":")):
+        if xy := [(h["step"], h[k]) for h in history if k in h]: ax.plot(*zip(*xy), ls=ls, lw=2, label=label)
+    if ax.lines: ax.legend(frameon=False)
+    _bare(ax).set(xlabel="step", ylabel="−log P a target", yscale="log" if ax.lines else "linear")
+
 def loss_figure(
     history:list,    # `trainer.state.log_history`
     title:str="",    # over the picture
 )->Figure:
-    "The losses of helpful data, MLE and RTO apart, and P(refusal) inside r̂."
-    fig, axes = plt.subplots(1, 2, figsize=(9,2.6), layout="constrained")
-    for ax,keys in zip(axes, (("loss_helpful","loss_mle","loss_rto"), ("p_refusal","eval_p_refusal"))):
-        for k,ls in zip(keys, ("-","--",":")):
-            xy = [(h["step"], h[k]) for h in history if k in h]
-            if xy: ax.plot(*zip(*xy), ls=ls, lw=2, label=k.removeprefix("loss_"))
-        if _bare(ax).lines: ax.legend(frameon=False)
-        else: ax.text(.5, .5, "no RTO targets", ha="center", color="#777777", transform=ax.transAxes)
-        ax.set(xlabel="step")
-    axes[0].set(ylabel="−log P a target", yscale="log"); axes[1].set(ylabel="P(refusal) in r̂", ylim=(-.03,1.03))
+    "The losses of helpful data, MLE and RTO apart, and P(refusal token) inside r̂, where it was trained."
+    both = any("p_refusal" in k for h in history for k in h)
+    fig, axes = plt.subplots(1, 1+both, figsize=(4.5*(1+both),2.6), layout="constrained", squeeze=False)
+    _losses(history, axes[0,0])
+    for ax in axes[0,1:]:
+        for k,label,ls in (("p_refusal","in training","-"), ("eval_p_refusal","held out","--")):
+            if xy := [(h["step"], h[k]) for h in history if k in h]: ax.plot(*zip(*xy), ls=ls, lw=2, label=label)
+        _bare(ax).set(xlabel="step", ylabel="P(refusal token) in r̂", ylim=(-.03,1.03)); ax.legend(frameon=False)
     if title: fig.suptitle(title)
     return fig
 
@@ -103,10 +108,7 @@ def monitor_figure(
 )->Figure:
     "Losses on the left; on the right a curve for each look, the newest the darkest."
     fig, (a, b) = plt.subplots(1, 2, figsize=(9,2.6), layout="constrained")
-    for k,ls in zip(("loss_helpful","loss_mle","loss_rto"), ("-","--",":")):
-        if xy := [(h["step"], h[k]) for h in history if k in h]: a.plot(*zip(*xy), ls=ls, lw=2, label=k.removeprefix("loss_"))
-    if a.lines: a.legend(frameon=False)
-    _bare(a).set(xlabel="step", ylabel="−log P a target", yscale="log" if a.lines else "linear")
+    _losses(history, a)
     for i,(step,c) in enumerate(curves.items()): b.plot(mean_curve(c)[0], color=plt.get_cmap("Blues")(.3+.7*(i+1)/len(curves)), lw=2, label=f"step {step}" if i in (0, len(curves)-1) else None)
     _bare(b).set(xlabel="tokens of held-out r̂ already said", ylabel="P(refusal token)", ylim=(-.03,1.03)); b.legend(frameon=False)
     return fig

@@ -9,17 +9,14 @@ __all__ = ['METHODS', 'PRECISION', 'Recipe', 'check_value', 'make_recipe', 'read
 # %% ../nbs/06b_recipes.ipynb #51de8883
 import difflib, math, os, warnings
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 import yaml
-from .engines import ENGINES, launched
 from .layouts import COLUMNS
-from .objectives import OBJECTIVES, Objective, objective
 from .records import DataError
-from .train import DertaArguments
-from peft import LoraConfig
 
 # %% ../nbs/06b_recipes.ipynb #ec90e062
-METHODS = (*OBJECTIVES, "dpo")
+METHODS = ("vanilla", "recaug", "rto", "derta", "dpo")
 PRECISION = dict(auto="as `models.load` does: float32 on a CPU, bfloat16 elsewhere", fp32="float32", bf16="weights in bfloat16, and gradients and optimiser where all are trained", mixed="float32 weights and optimiser, bfloat16 arithmetic")
 
 # %% ../nbs/06b_recipes.ipynb #ce224440
@@ -60,9 +57,17 @@ class Recipe:
 
 # %% ../nbs/06b_recipes.ipynb #6c527c16
 _KINDS = {f.name: f.type if isinstance(f.type, type) else eval(f.type) for f in fields(Recipe)}
-_CHOICES = dict(objective=METHODS, mode=("lora","qlora","full"), engine=("auto",*ENGINES), precision=tuple(PRECISION))
+_CHOICES = dict(objective=METHODS, mode=("lora","qlora","full"), engine=("auto","single","ddp","fsdp2","zero3"), precision=tuple(PRECISION))
 _LEAST = dict(epochs=.001, lr=0, warmup=0, weight_decay=0, step=0, batch=1, cuts=1, rto_weight=0, max_length=8, budget=0, held_out=-1, save_steps=1)
-_SUB = dict(columns={*COLUMNS}, helpful_columns={"prompt","response"}, targets={f.name for f in fields(Objective)}-{"cuts","rto_weight","max_length"}, lora={f.name for f in fields(LoraConfig)}, train={f.name for f in fields(DertaArguments)})
+
+@cache
+def _tables():
+    "Table of a recipe → the keys that it may have."
+    from derta_kit.objectives import Objective
+    from derta_kit.train import DertaArguments
+    from peft import LoraConfig
+    names = lambda of: {f.name for f in fields(of)}
+    return dict(columns={*COLUMNS}, helpful_columns={"prompt","response"}, targets=names(Objective)-{"cuts","rto_weight","max_length"}, lora=names(LoraConfig), train=names(DertaArguments))
 
 # %% ../nbs/06b_recipes.ipynb #4fa1d9d1
 _KITS = "is for the kit to say"
@@ -78,7 +83,7 @@ def _known(key, names):
     if key in names: return None
     near = lambda among: next(iter(difflib.get_close_matches(str(key), sorted(among), 1)), None)
     mine = names is _KINDS
-    if mine and key not in _SAME and (t := [t for t in ("train", *_SUB) if key in _SUB[t]]): return f"no such key; did you mean {f'{t[0]}.{key}'!r}?"
+    if mine and key not in _SAME and (t := [t for t in ("train", *_tables()) if key in _tables()[t]]): return f"no such key; did you mean {f'{t[0]}.{key}'!r}?"
     if best := near({*names, *_SAME} if mine else names): return f"no such key; did you mean {(_SAME.get(best, best) if mine else best)!r}?"
     return f"no such key; there are {', '.join(sorted(names) if mine else sorted(names)[:26])}" + ("" if mine or len(names) <= 26 else ", …")
 
@@ -157,7 +162,7 @@ def make_recipe(
         try: out[k] = check_value(k, v)
         except ValueError as e: raise DataError(*where(k), str(e)) from None
         for sub in v if _KINDS[k] is dict else ():
-            if why := _OWN.get(k, {}).get(sub) or (_known(sub, _SUB[k]) if k in _SUB else None): raise DataError(*where(f"{k}.{sub}"), why)
+            if why := _OWN.get(k, {}).get(sub) or (_known(sub, _tables()[k]) if k in _tables() else None): raise DataError(*where(f"{k}.{sub}"), why)
         if _KINDS[k] is dict: out[k] = {a: "no" if b is False and a.endswith("_strategy") else str(b) if k in ("columns","helpful_columns") else _number(b) for a,b in v.items()}      # YAML reads `no` as False
     for f in fields(Recipe):
         if f.default is MISSING and f.default_factory is MISSING and not out.get(f.name): raise DataError(file, None, f.name, "missing: " + dict(data="a file, folder or hub id of triples", out="the folder for checkpoints and the result")[f.name])
@@ -194,12 +199,14 @@ def accumulation(
 # %% ../nbs/06b_recipes.ipynb #e20a173d
 def targets(
     recipe:Recipe,   # a checked recipe
-)->Objective:
+):                   # an `Objective`
     "The objective of a recipe."
+    from derta_kit.objectives import objective
     return objective(recipe.objective, **{**dict(cuts=recipe.cuts, rto_weight=recipe.rto_weight, max_length=recipe.max_length), **{k: tuple(v) if isinstance(v, list) else v for k,v in recipe.targets.items()}})
 
 def _autocasts(r, world, cpu):
     "Whether products are taken in bfloat16 over weights of another type."
+    from derta_kit.engines import launched
     return r.precision=="mixed" or (r.precision!="fp32" and (launched(world)=="zero3" or not (cpu or r.mode=="full")))
 
 def arguments(

@@ -75,11 +75,22 @@ pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:13px}
 @media (prefers-color-scheme:dark){body{color:#e6e6e6;background:#16181c} .note{color:#aaa} th,td{border-color:#333} pre{background:#22252b} img{background:#fff;border-radius:6px} .ok{color:#5fd38d} .miss{color:#ff8a93}}
 """
 
+# %% ../nbs/13_report.ipynb #1042c10c
+_ABOUT = ("Each of {n} harmful questions has a harmful response, r̂. The left picture asks before each token of r̂ how likely the refusal token (“Sorry”) is as the next one; "
+          "for the right one, the response is begun with the first tokens of r̂ (prefilled), and it is counted who refuses then.")
+_MODELS = dict(base="the model as it comes", vanilla="tuned to refuse in the first words of a response", recaug="tuned to refuse there, and after prefixes of r̂", rto="tuned to refuse at every position of r̂",
+               derta="tuned to refuse in the first words, after prefixes of r̂, and at every position of it", dpo="tuned to prefer the safe response to r̂ (DPO)", recheck="the vanilla model, whose refusal is asked for again while it decodes")
+_WORDS = ("Position 2 on: from the third token of r̂. Over-refusal: harmless prompts that are refused, ordinary instructions and look-alikes of harmful questions. A refusal stutters if it says its opener twice back to back. "
+          "Perplexity: of helpful responses that nothing was trained on; a model that forgets how to answer has a higher one.")
+_TRAINED = "Losses are means over targets: tokens of helpful responses (helpful), of safe responses (MLE), and the refusal token at each position of r̂ (RTO)."
+
 # %% ../nbs/13_report.ipynb #e22c131e
 _PAGE = Environment(autoescape=True).from_string("""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{ title }}</title><style>""" + _CSS + """</style><h1>{{ title }}</h1><p class="note">{{ record.made }} · {{ subtitle }}</p>
-{% for f in figures %}<p><img alt="{{ f[0] }}" src="data:image/png;base64,{{ f[1] }}"></p>{% endfor %}
-<h2>Table</h2><p class="note">Rates in per cent with 95% Wilson intervals; greedy decoding.</p>
+<p>{{ about }}</p><ul>{% for k,what in models.items() %}<li><b>{{ k }}</b>: {{ what }}</li>{% endfor %}</ul>
+{% for f in figures %}<p><img alt="{{ f[0] }}"{% if "training" in f[0] %} style="max-height:15rem"{% endif %} src="data:image/png;base64,{{ f[1] }}"></p>{% endfor %}
+{% if trained %}<p class="note">{{ trained }}</p>{% endif %}
+<h2>Table</h2><p class="note">Rates in per cent with 95% Wilson intervals; greedy decoding. {{ words }}</p>
 <div class="wide"><table><tr><th></th>{% for c in table.columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for q,row in table.iterrows() %}<tr><td>{{ q }}</td>{% for x in row %}<td>{{ x }}</td>{% endfor %}</tr>{% endfor %}</table></div>
 {% if goals %}<h2>Goals</h2><div class="wide"><table>{% for g,(met,x) in goals.items() %}<tr><td>{{ g }}</td><td class="{{ 'ok' if met else 'miss' }}">{{ '✓ met' if met else '✗ not met' }}: {{ said(g, x) }}</td></tr>{% endfor %}</table></div>{% endif %}
@@ -134,6 +145,7 @@ def write_report(
         p.write_text(json.dumps(dict(record=record, goals={k: dict(met=m, value=x) for k,(m,x) in met.items()}, scores=scores), ensure_ascii=False, indent=1), encoding="utf-8")
     page = _PAGE.render(title=title, subtitle=f"seed {record.get('seed','–')}, torch {record['versions']['torch']}, transformers {record['versions']['transformers']}", record=record, table=demo_table(scores),
                         goals=met, said=goal_said, shown=show_harmful, examples=_examples(scores), record_json=json.dumps(record, indent=1, ensure_ascii=False),
+                        about=_ABOUT.format(n=next(iter(next(iter(scores.values()))["refuses"].values()))["n"]), models={NAMES.get(k, k): _MODELS[k] for k in scores if k in _MODELS}, words=_WORDS, trained=_TRAINED if histories else "",
                         figures=[(k.replace("_"," "), base64.b64encode(v).decode()) for k,v in pngs.items()])
     with atomically(out/"report.html") as p: p.write_text(page, encoding="utf-8")
     return out/"report.html"

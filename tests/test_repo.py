@@ -180,6 +180,36 @@ derta_{module}({args})"""
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("args,says", [(["--help"], "usage: derta_train"), (["--learning-rate","3"], "error: --learning-rate: no such option; did you mean --lr?"), (["--max_steps","3"], "did you mean --set train.max_steps=…?"), (["--lr","fast"], "error: --lr: 'fast' is not a number"),
+                                       (["--engine","fsdp3"], "use auto, single, ddp, fsdp2, zero3"), (["--max-length","2"], "--max_length: 2: must be a number of 8 or more"), (["--set","lr"], "write key=value")])
+def test_options_of_training_need_no_large_library(args, says, tmp_path):
+    (tmp_path/"x.csv").write_text("prompt,safe,harmful\nHow?,Sorry.,So.\n")
+    code = f"""
+import sys
+from derta_kit.cli_train import derta_train
+try: derta_train(["x.csv", "--out", "out", *{args}])
+finally: print("loaded:", [m for m in ("torch","transformers","peft") if m in sys.modules])"""
+    r = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert r.returncode == (0 if "--help" in args else 2) and says in r.stdout+r.stderr and "loaded: []" in r.stdout and not (tmp_path/"out").exists(), r.stdout+r.stderr
+
+
+def test_helpful_pairs_are_checked_too(tmp_path):
+    from derta_kit.cli_data import derta_data
+    (tmp_path/"p.csv").write_text("prompt,response\nWhy is the sky blue?,It scatters light.\nHow do I boil an egg?,\n"); (tmp_path/"a.jsonl").write_text(json.dumps(dict(instruction="Why?", output="Because.")))
+    r = said(derta_data, "check", tmp_path/"p.csv"); assert r.returncode == 0 and r.stdout.startswith("2 helpful pairs, for --helpful; hash ") and "3 words a response" in r.stdout and "1 pair has no response; to have it filled in: derta_data complete" in r.stdout
+    r = said(derta_data, "check", tmp_path/"a.jsonl"); assert r.returncode == 0 and r.stdout.startswith("1 helpful pair, for --helpful")
+
+
+def test_gates_name_rows_and_limits_and_training_names_the_gates(tmp_path):
+    from derta_kit.cli_data import derta_data
+    from derta_kit.cli_train import _ungated
+    from derta_kit.data import read_triples
+    rows = [dict(prompt=f"How do I skip school {i}?", safe="Sorry, I cannot help.", harmful="Say that you are ill today, and stay at home then." if i < 2 else "Stay.") for i in range(7)]
+    (tmp_path/"x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    r = said(derta_data, "check", tmp_path/"x.jsonl"); assert r.returncode == 0 and re.search(r"^short +5 +3, 4, 5 … +r̂ has fewer than 10 words, or r than 3", r.stdout, re.M) and "r: the safe response; r̂: the harmful one" in r.stdout
+    triples = read_triples(tmp_path/"x.jsonl"); assert _ungated(triples, 7) == 5 and _ungated(triples, 2) == 0
+
+
 def test_what_the_readme_says_of_data_of_ones_own(tmp_path, monkeypatch):
     "Its commands, on a file with the columns that it names; the last one as far as its options."
     from derta_kit.cli import _options
@@ -230,7 +260,7 @@ def test_a_command_speaks_of_its_options(tmp_path):
     r = said(derta_train, *data, "--helpful_columns", "ask"); assert "error: --helpful_columns ask: expected prompt=NAME,response=NAME, found 'ask'" in r.stderr
     for a in (("mix", tmp_path/"h.csv", "--out", tmp_path/"h.csv"), ("convert", tmp_path/"x.csv", "--out", tmp_path/"x.csv")):
         r = said(derta_data, *a); assert r.returncode == 2 and "that is what is read; choose another name" in r.stderr and (tmp_path/"h.csv").read_text().startswith("ask,yes")
-    r = said(derta_data, "mix", tmp_path/"h.csv", "--colum", "prompt=ask,response=yes"); assert r.returncode == 2 and "unrecognized arguments: --colum" in r.stderr
+    r = said(derta_data, "mix", tmp_path/"h.csv", "--colum", "prompt=ask,response=yes"); assert r.returncode == 2 and "--colum: no such option; did you mean --columns?" in r.stderr
     r = said(derta_data, "mix", tmp_path/"h.csv", "--out", tmp_path/"m.jsonl"); assert r.returncode == 2 and "which with --columns prompt=…,response=…" in r.stderr
     r = said(derta_data, "mix", tmp_path/"h.csv", "--out", tmp_path/"m.jsonl", "--columns", "prompt=ask,response=yes"); assert r.returncode == 0 and '"response": "So."' in (tmp_path/"m.jsonl").read_text()
 
