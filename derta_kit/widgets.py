@@ -11,7 +11,7 @@ import ipywidgets as W, numpy as np, pandas as pd
 from IPython.display import display
 from fastcore.basics import patch
 from .compare import Comparison, Models, compare
-from .data import demo_data
+from .data import demo_data, redact_around
 from .models import atomically, prompt_ids, text_ids
 from .monitor import TrainingMonitor
 from .plots import _png
@@ -233,7 +233,16 @@ def force(self:Explorer,
 
 # %% ../nbs/09b_widgets.ipynb #c8aa3e77
 @patch
-def figure(self:Explorer): "The picture of it; a matplotlib figure."; return strip_figure(self.tracks)
+def figure(self:Explorer):
+    "The picture of it; a matplotlib figure."
+    v = self.strip.view
+    return strip_figure(self.tracks, **dict(said=v["said"], forced=v["forced"]) if self.strip.live else {})
+
+@patch
+def _own(self:Explorer):
+    "(where a model began to speak itself, what was put into its mouth aside, and what it said); `None` for a response that was given."
+    v = self.strip.view; at = v["said"]+len(v["forced"])
+    return (at, self.tok.decode(self.ids[at:], skip_special_tokens=True)) if self.strip.live else None
 
 @patch
 def png(self:Explorer,
@@ -261,7 +270,8 @@ def table(self:Explorer)->pd.DataFrame:
         out = {"mean P(refusal), position 2 on": c.prob[2:].mean() if len(c) > 2 else np.nan, "best rank": int(c.rank.min())}
         if c.opener_mass is not None: out["mean opener mass"] = c.opener_mass.mean()
         if not self.strip.live and self.comparison.kl: out["mean KL to base, nats"] = self.comparison.kl[n][0].mean() if n in self.comparison.kl else 0.
-        return {**out, **{f"after {d} tokens": "refuses" if find_refusal(r[n].text) else "goes on" for d,r in self.said.items()}}
+        said = {d: r[n].text for d,r in self.said.items()} | dict([own] if (own := self._own()) else [])
+        return {**out, **{f"after {d} tokens": "refuses" if find_refusal(t) else "goes on" for d,t in said.items()}}
     return pd.DataFrame.from_dict({n: row(n, c) for n,c in self.tracks.items()}, orient="index")
 
 # %% ../nbs/09b_widgets.ipynb #d5e6f7a8
@@ -269,8 +279,9 @@ _ALT = "P(refusal) along the response: a line and a strip of colour for each mod
 
 @patch
 def _still(self:Explorer):
-    "The static form: the table, under the prompt."
-    return f'<div class="derta-still"><p><b>{html.escape(self.prompt.value)}</b></p>{self.table().to_html(float_format="{:.3f}".format)}</div>'
+    "The static form: the table, under the prompt and what a model has said itself, of which the refusal is readable."
+    said = f"<p>After {own[0]} tokens: {html.escape(own[1] if self.show else redact_around(own[1]))}</p>" if (own := self._own()) and own[1] else ""
+    return f'<div class="derta-still"><p><b>{html.escape(self.prompt.value)}</b></p>{said}{self.table().to_html(float_format="{:.3f}".format)}</div>'
 
 @patch
 def _repr_mimebundle_(self:Explorer, **kwargs):
