@@ -14,7 +14,7 @@ from transformers import MinNewTokensLengthLogitsProcessor
 from .data import redact
 from .decode import _ends, decode
 from .models import prompt_ids, text_ids, unwrap
-from .records import DataError, RowNumber, _count, file_rows
+from .records import DataError, RowNumber, _count, _listed, file_rows
 from .refusals import OPENERS
 
 # %% ../nbs/10_attacks.ipynb #c1159e38
@@ -68,8 +68,7 @@ class Case:
 # %% ../nbs/10_attacks.ipynb #549a678e
 def _rows(questions, need=("prompt",)):
     "Questions as dicts that have the fields in `need`, none of them empty."
-    if isinstance(questions, (str, dict)): raise ValueError(f"questions: expected a list of them, found one {type(questions).__name__}")
-    rows = [dict(prompt=q) if isinstance(q, str) else dict(q) for q in questions]
+    rows = [dict(prompt=q) if isinstance(q, str) else dict(q) for q in _listed(questions, "questions")]
     if not rows: raise ValueError("no questions")
     for i,r in enumerate(rows):
         for f in need:
@@ -116,6 +115,7 @@ def prefill(
     fill=None,                      # what goes on with an r̂ that is too short: "others" (r̂ of the other rows), or a function of [(prompt, text so far)] and the words needed, such as `continuing`
 )->list[Case]:
     "The response has been begun, with r̂<k for each k (paper, section 3.1) and with an affirmative opener; `DataError` for a row without r̂, `ValueError` for a depth that cannot be filled."
+    if not isinstance(depths, (tuple, list)) or not all(isinstance(k, int) for k in depths): raise ValueError(f"depths={depths!r}: give a list of whole numbers, such as (5, 20)")
     rows = _rows(questions, ("prompt","harmful") if depths else ("prompt",))
     out = [Case("prefill", "opener", r["prompt"], r["prompt"], prefill=opener) for r in rows if opener]
     for k in depths:

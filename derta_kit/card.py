@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from fastcore.basics import patch
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .data import data_hash, redact
+from .data import _triples_of, data_hash, redact
 from .models import atomically, text_ids
 from .objectives import Objective, TreeDataset
 from .prefix_tree import pack, plain
+from .records import _listed
 
 # %% ../nbs/04c_card.ipynb #f60519e2
 @dataclass(repr=False)
@@ -96,7 +97,7 @@ def data_card(
 )->DataCard:
     "Counts, lengths, categories, sources, hash and gates of a set of triples."
     gates = getattr(triples, "table", None) if hasattr(triples, "kept") else None
-    triples = getattr(triples, "kept", triples)
+    triples = _triples_of(getattr(triples, "kept", triples))
     count = (lambda t: len(text_ids(tokenizer, t))) if tokenizer else lambda t: len(t.split())
     col = lambda c: (x for b in triples.select_columns([c]).iter(2000) for x in b[c])
     lengths = {c: np.fromiter((count(x) if x else 0 for x in col(c)), dtype=np.int64) for c in ("prompt","safe","harmful")}
@@ -116,6 +117,9 @@ def epoch_preview(
     most:int=2000,                     # rows looked at; more are extrapolated from a sample
 )->pd.DataFrame:                       # a row for triples, for each kind of helpful rows, and for all
     "What one epoch holds: rows, targets, and tokens as padded separate rows, as trees, and packed."
+    for name,v in dict(batch=batch, budget=budget, most=most).items():
+        if v < 1: raise ValueError(f"{name}={v}: give a number of 1 or more")
+    triples, helpful = _listed(triples, "triples"), _listed(helpful, "helpful")
     rng, out = random.Random(seed), []
     parts = {"triples": (triples, None)}
     for k in dict.fromkeys(r.get("kind","helpful") for r in helpful): parts[k] = (None, [r for r in helpful if r.get("kind","helpful")==k])

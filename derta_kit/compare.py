@@ -15,6 +15,7 @@ from .models import adapter_folder, load, prompt_ids, text_ids, unwrap
 from .plots import NAMES, _bare, _style
 from .prefix_tree import Tree, collate, hidden_states, tree_limit
 from .probe import _curve, _groups, _opener_mass, _paired, _put, _read_positions, _response_trees, pair_ids
+from .records import _count
 from .refusals import refusal_token_id
 from peft import PeftModel
 from tqdm.auto import tqdm
@@ -27,6 +28,7 @@ class Models:
         base="demo",         # what the adapters sit on: a name for `models.load`, or (model, tokenizer)
         **kwargs             # of `models.load`
     ):
+        if not isinstance(models, dict) or not models: raise ValueError(f"models={models!r}: give a dict, name → adapter folder, None for the base, or (model, tokenizer)")
         for m in models.values(): m is None or isinstance(m, tuple) or adapter_folder(m)
         whole = [m for m in models.values() if isinstance(m, tuple)]
         self.models, self.peft, self.slot = models, None, {n: f"adapter{i}" for i,n in enumerate(models)}   # a name may hold dots, a slot of peft's may not
@@ -95,7 +97,10 @@ class Comparison:
         what,          # prob, rank, logp, opener_mass, kl or recheck
         name,          # of the model
     )->list:           # N arrays [T]
-        "One quantity of one model, response by response."
+        "One quantity of one model, response by response; `ValueError` for one that there is not."
+        there = dict(kl=self.kl, recheck=self.recheck).get(what, self.curves); known = ("prob","rank","logp","opener_mass","kl","recheck")
+        if what not in known: raise ValueError(f"what={what!r}: use {', '.join(known)}")
+        if name not in there: raise ValueError(f"name={name!r}: of {what} there is {', '.join(there) or 'nothing'}")
         return self.kl[name] if what=="kl" else self.recheck[name] if what=="recheck" else [getattr(c, what) for c in self.curves[name]]
 
     def to_frame(self,
@@ -183,7 +188,8 @@ def compare(
 )->Comparison:
     "Curves of every model on every response, and KL (nats; arXiv 2406.05946) to the model called base, where there is one; `ValueError` unless there is a response for each prompt."
     _paired(prompts, responses)
-    ms = models if isinstance(models, Models) else Models(models, base)
+    ms, recheck = models if isinstance(models, Models) else Models(models, base), (recheck,) if isinstance(recheck, str) else recheck
+    if wrong := [n for n in recheck if n not in ms]: raise ValueError(f"recheck: no model is called {wrong[0]!r}; there are {', '.join(ms)}")
     tok, sorry = ms.tok, refusal_token_id(ms.tok, word)
     ids = pair_ids(ms.lm, tok, prompts, responses, max_tokens)
     curves, kl, limits = {n: [None]*len(ids) for n in ms}, {n: [None]*len(ids) for n in ms if n!="base"} if "base" in ms else {}, {}

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .data import COLUMNS
 from .decode import decode
 from .models import prompt_ids, text_ids
-from .records import table
+from .records import _listed, table
 from .refusals import find_refusal
 
 # %% ../nbs/03c_complete.ipynb #85324e24
@@ -263,7 +263,7 @@ def _asked(rows, todo, field, backend, answers, seed, max_new, temperature, min_
 
 # %% ../nbs/03c_complete.ipynb #f83ffafe
 def complete(
-    rows,                          # triples with gaps, as `read_triples` gives them; for "response", rows with a prompt
+    rows,                          # triples with gaps, as `read_triples` gives them, or questions; for "response", rows with a prompt
     field:str,                     # "harmful", "safe" or "response" (helpful, by self-distillation)
     backend=None,                  # `Local` or `Endpoint`; for safe responses None takes them from `wordings`
     answers=None,                  # file of answers: a killed run goes on from it
@@ -278,7 +278,8 @@ def complete(
 ):                                 # `Dataset` with `field` filled in; what is there already stays
     "Fill in what is missing. Rows that fail every try keep their gap, and a `RuntimeWarning` says how many and why; `ValueError` for another field, or without a backend that it needs."
     if field not in _BEGIN: raise ValueError(f"field={field!r}: use harmful, safe or response")
-    rows, failed, new = rows if hasattr(rows, "__getitem__") else list(rows), [] if failed is None else failed, {}
+    rows, failed, new = _listed(rows), [] if failed is None else failed, {}
+    if len(rows) and isinstance(rows[0], str): rows = [dict(prompt=q) for q in rows]
     todo = [i for i,r in enumerate(rows) if not r.get(field)]
     if field=="safe" and backend is None:
         new = {i: wordings[int(hashlib.sha256(f"{seed}/{rows[i]['prompt']}".encode()).hexdigest(), 16) % len(wordings)] for i in todo}

@@ -7,14 +7,14 @@ __all__ = ['DEMO_DIR', 'redact', 'redact_around', 'redact_tokens', 'read_triples
            'keep_back', 'demo_data']
 
 # %% ../nbs/02_data.ipynb #590d604e
-import hashlib, json, re, warnings
+import hashlib, json, math, re, warnings
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from datasets import Dataset, DatasetDict
 from .layouts import COLUMNS, LAYOUTS, PAIRED, Triple, _Pairs, _Row, _reader
 from .models import atomically
-from .records import DataError, _count, records, table
+from .records import DataError, RowNumber, _count, _listed, records, table
 from .refusals import find_refusal
 
 # %% ../nbs/02_data.ipynb #8437f235
@@ -100,15 +100,21 @@ def read_triples(
     for w,n in notes.items(): warnings.warn(f"{n} of {len(ds)} triples: {w}", stacklevel=2)
     return ds
 
+# %% ../nbs/02_data.ipynb #25c11d41
+def _triples_of(rows):
+    "Triples, with or without gaps, as a `Dataset`: as they are, or read from a list or a DataFrame."
+    return rows if isinstance(rows, Dataset) else read_triples(_listed(rows, "triples"), gaps=("safe","harmful"))
+
 # %% ../nbs/02_data.ipynb #4960feb7
 def write_jsonl(
     rows,   # dicts, dataclasses, or a Dataset
     path,   # the file; it appears only when complete
 ):
-    "JSON Lines, UTF-8, written whole or not at all; parts of a triple that are still missing are named in `missing`, so that a gap is never taken for a mistake nor a mistake for a gap."
+    "JSON Lines, UTF-8, written whole or not at all; parts of a triple that are still missing are named in `missing`, so that a gap is never taken for a mistake nor a mistake for a gap. `DataError` for a NaN."
     with atomically(path) as tmp, open(tmp, "w", encoding="utf-8") as f:
-        for r in rows:
+        for i,r in enumerate(rows):
             r = r if isinstance(r, dict) else asdict(r)
+            if bad := next((k for k,v in r.items() if isinstance(v, float) and not math.isfinite(v)), None): raise DataError("rows", RowNumber(i+1), bad, f"{r[bad]} is no JSON; use None for what is not there")
             gaps = [k for k in ("safe","harmful") if r.get(k)==""]
             f.write(json.dumps({**{k:v for k,v in r.items() if k not in gaps}, **(dict(missing=gaps) if gaps else {})}, ensure_ascii=False) + "\n")
 

@@ -144,6 +144,8 @@ def decode(
     done=None,                   # called as done(point number, Continuation) when one is ready
 )->list[Continuation]:           # one a point
     "Continue each point; greedy text as `generate` gives it, one prompt at a time; `ValueError` for a point outside its row."
+    for name,v in dict(max_new_tokens=max_new_tokens, slots=slots).items():
+        if v < 1: raise ValueError(f"{name}={v}: give a number of 1 or more")
     points = [(i, len(r)) for i,r in enumerate(rows)] if points is None else list(points)
     for i,n in points:
         if not 0 < n <= len(rows[i]): raise ValueError(f"row {i+1} has {len(rows[i])} tokens, it cannot be continued after {n}")

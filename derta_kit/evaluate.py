@@ -16,6 +16,7 @@ from .attacks import Case, attack
 from .compare import Models
 from .complete import Endpoint, _database
 from .data import data_hash, demo_data
+from .layouts import _filled
 from .judges import RuleJudge
 from .models import atomically
 from .origins import trained, trained_on
@@ -57,9 +58,9 @@ def _key(*what): return hashlib.sha256(json.dumps(what, sort_keys=True, ensure_a
 class _Asked:
     "The models of an evaluation: each by name, with its identity and a way to ask it."
     def __init__(self, models, base, **kwargs):
-        self.models = models
-        local = {n: m.of if isinstance(m, Recheck) else m for n,m in models.items() if not isinstance(m, Endpoint)}
-        self.lms = Models(local, base, **kwargs) if local else None
+        self.models = dict(_named(models))
+        local = {n: m.of if isinstance(m, Recheck) else m for n,m in self.models.items() if not isinstance(m, Endpoint)}
+        self.lms = models if isinstance(models, Models) else Models(local, base, **kwargs) if local else None
 
     def who(self, name):
         "What the model's answers are filed under."
@@ -215,9 +216,23 @@ def _changed(out, models, settings):
     others = list(was)!=list(models) or any((s := _source(models[k])) != m.get("source", s) for k,m in was.items())
     return ["models"]*others + differing(old, json.loads(json.dumps(settings)))
 
+# %% ../nbs/12c_evaluate.ipynb #11ee56a8
+def _named(models):
+    "name → model, of a dict or of `Models`."
+    named = models.models if isinstance(models, Models) else models
+    if not isinstance(named, dict): raise ValueError(f"models: expected a dict, name → adapter folder or None for the base, found one {type(models).__name__}")
+    return named
+
+def _checked(judges, attacks, decoding, helpful, curves):
+    "(attacks, helpful rows, rows for curves), or `ValueError` for an argument that is of another kind."
+    if wrong := [j for j in judges if isinstance(j, type) or not hasattr(j, "many")]: raise ValueError(f"judges: {wrong[0]!r} is no judge; give one such as judges.RuleJudge()")
+    if not isinstance(decoding, Decoding): raise ValueError(f"decoding={decoding!r}: expected a Decoding, such as Decoding(max_new_tokens=64)")
+    some = lambda rows, name, field: [r for _,r in _filled(rows, ("prompt",field), name)]
+    return [attacks] if isinstance(attacks, (str,Case)) else attacks, some(helpful, "helpful", "response"), some(curves, "curves", "harmful")
+
 # %% ../nbs/12c_evaluate.ipynb #c7c6ce70
 def evaluate(
-    models:dict,                    # name → adapter folder, None for the base, (model, tokenizer), `Recheck` or `Endpoint`
+    models,                         # name → adapter folder, None for the base, (model, tokenizer), `Recheck` or `Endpoint`; or `compare.Models`
     attacks,                        # `attacks.Case`s, and names of attacks to make from `questions`
     judges,                         # a judge, or several; the first one's verdict is `unsafe`
     out,                            # folder of this evaluation; the same call goes on from what is there
@@ -232,21 +247,21 @@ def evaluate(
     **kwargs                        # of `models.load`, for the base
 )->Evaluation:
     "Ask every model everything, have it judged, and write rows.parquet and run.json into `out`; `ValueError` for a call that cannot be carried out."
-    judges, out = list(judges) if isinstance(judges, (list,tuple)) else [judges], Path(out)
-    if not models or not judges: raise ValueError("give at least one model and one judge")
+    judges, out, named = list(judges) if isinstance(judges, (list,tuple)) else [judges], Path(out), _named(models)
+    attacks, helpful, curves = _checked(judges, attacks, decoding, list(demo_data()["benign_eval"]) if helpful is None else helpful, curves)
+    if not named or not judges: raise ValueError("give at least one model and one judge")
     if (out/"adapter_config.json").exists() or (out/"config.json").exists(): raise ValueError(f"{out} holds a model; choose a folder of the evaluation's own, such as {out}-eval")
     if len({j.name for j in judges}) < len(judges): raise ValueError(f"two judges are called {judges[0].name!r}; judges need different names")
-    cases = [c for a in attacks for c in ([a] if isinstance(a, Case) else attack(a, questions or ()))]
+    cases = [c for a in attacks for c in ([a] if isinstance(a, Case) else attack(a, () if questions is None else questions))]
     if not cases: raise ValueError("no cases to ask; give attacks, and questions for those that are names")
-    helpful = list(demo_data()["benign_eval"]) if helpful is None else list(helpful)
-    settings = dict(base=base if isinstance(base, str) else "", judges=[j.name for j in judges], decoding=asdict(decoding), attacks=sorted({(c.attack, c.setting) for c in cases}), cases=_key(*cases)[:16], helpful=data_hash(helpful) if helpful else None)
-    if new := _changed(out, models, settings): warnings.warn(f"{out} holds a run with other settings: {', '.join(new)}; its tables and pages are written anew, and what was answered there stays known", stacklevel=2)
-    asked, said, info, known = _Asked(models, base, **kwargs), {}, {}, _known(models, cases, taught)
+    settings = dict(base=base if isinstance(base, str) and not isinstance(models, Models) else "", judges=[j.name for j in judges], decoding=asdict(decoding), attacks=sorted({(c.attack, c.setting) for c in cases}), cases=_key(*cases)[:16], helpful=data_hash(helpful) if helpful else None)
+    if new := _changed(out, named, settings): warnings.warn(f"{out} holds a run with other settings: {', '.join(new)}; its tables and pages are written anew, and what was answered there stays known", stacklevel=2)
+    asked, said, info, known = _Asked(models, base, **kwargs), {}, {}, _known(named, cases, taught)
     with Kept(out/"kept.sqlite") as kept:
-        for n in models:
+        for n in named:
             said[n], who = _responses(asked, n, cases, decoding, kept, slots, desc)
-            info[n] = dict(identity=who, source=_source(models[n]), trained=(trained(f) if (f := _folder(models[n])) else {}) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept, desc))
-        df = _judged(_frame(models, cases, said, {n: [asked.begun(n, c) for c in cases] for n in models}), cases, judges, kept, desc)
+            info[n] = dict(identity=who, source=_source(named[n]), trained=(trained(f) if (f := _folder(named[n])) else {}) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept, desc))
+        df = _judged(_frame(named, cases, said, {n: [asked.begun(n, c) for c in cases] for n in named}), cases, judges, kept, desc)
     rec = record(models=info, about={j.name: about for j in judges if (about := getattr(j, "about", ""))}, **settings)
     with atomically(out/"rows.parquet") as p: df.to_parquet(p, index=False)
     with atomically(out/"run.json") as p: p.write_text(json.dumps(rec, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -29,7 +29,7 @@ def release_rows(
         yield dict(prefix=q, text=f" {t['harmful']}{_END}", safe="true")
         k = 0 if (third and i%3==0) or len(words) < 3 else random.Random(f"{seed}/{i}").randint(1, len(words)-2)
         yield dict(prefix=q + "".join(" "+w for w in words[:k]), text=f" {t['safe']}{_END}", safe="false")
-    for t in helpful: yield dict(prefix=f"[INST] {t['prompt']} [\\INST]", text=f" {t['response']}{_END}", safe="false")
+    for _,t in _filled(helpful, ("prompt","response"), "helpful"): yield dict(prefix=f"[INST] {t['prompt']} [\\INST]", text=f" {t['response']}{_END}", safe="false")
 
 # %% ../nbs/04b_export.ipynb #6eded1d6
 def preference_rows(
@@ -59,13 +59,14 @@ def completion_rows(
         rng, h = random.Random(f"{seed}/{i}"), text_ids(tokenizer, t["harmful"])
         k = 0 if rng.random() < empty else rng.randint(0, len(h))
         yield row(("triples", RowNumber(i+1)), t["prompt"], tokenizer.decode(h[:k]).rstrip("\ufffd"), t["safe"])
-    for i,t in enumerate(helpful): yield row(("helpful", RowNumber(i+1)), t["prompt"], "", t["response"])
+    for i,t in _filled(helpful, ("prompt","response"), "helpful"): yield row(("helpful", RowNumber(i+1)), t["prompt"], "", t["response"])
 
 # %% ../nbs/04b_export.ipynb #449a6aa9
 def label_rows(
     dataset:TreeDataset,   # of trees whose targets weigh 1
 ):                         # yields dicts with input_ids and labels
     "The trees of a dataset as ordinary rows. Their weights must all be 1 (else `ValueError`): labels carry none."
+    if not isinstance(dataset, TreeDataset): raise ValueError(f"dataset: expected a TreeDataset, found {type(dataset).__name__}; make it with objectives.TreeDataset(tokenizer, triples, helpful)")
     end = response_end(dataset.tok)
     for n in range(len(dataset)):
         for row in plain(dataset[n]):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from rensa import RMinHash
 from tqdm.auto import tqdm
-from .data import demo_data, redact, write_jsonl
+from .data import _triples_of, demo_data, redact, write_jsonl
 from .models import atomically
 from .refusals import find_refusal
 
@@ -135,6 +135,7 @@ def evaluation_sets(
     more=None,         # name → prompts, beside the demo's
 )->dict:
     "Prompts the kit evaluates on by default, and those of `more` (name → prompts)."
+    if wrong := [k for k,v in (more or {}).items() if isinstance(v, str)]: raise ValueError(f"{wrong[0]}: expected a list of prompts, found one text")
     dd = demo_data()
     return {"demo harmful": dd["harmful_eval"]["prompt"][:], "demo benign": dd["benign_eval"]["prompt"][:], **(more or {})}
 
@@ -182,7 +183,7 @@ def _table(flags, dropped, drop, n, limits):
 DROP = ("missing", "refuses", "complies", "short", "duplicate")
 
 def gate(
-    triples,                   # triples, as `data.read_triples` gives them
+    triples,                   # triples, as `data.read_triples` gives them, or rows of them
     drop=DROP,                 # gates whose rows are dropped; the others are only reported
     sets=None,                 # evaluation sets: name → prompts; default: those of the demo
     out=None,                  # folder: gates.json, and dropped.jsonl with the reasons
@@ -192,6 +193,7 @@ def gate(
     **kwargs                   # of `row_gates`
 )->Gated:
     "Flag every row by every gate, drop what `drop` names, and say so; `ValueError` for a name that no gate has."
+    triples = _triples_of(triples)
     if wrong := set(drop)-set(GATES): raise ValueError(f"drop={', '.join(sorted(wrong))!r}: use {', '.join(GATES)}")
     flags, why = _flags(triples, Contamination(evaluation_sets() if sets is None else sets), threshold, desc, **kwargs)
     dropped = sorted(i for i,f in flags.items() if set(f) & set(drop))

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .published import squeeze
+from .records import DataError, RowNumber, _listed
 from .refusals import _HELPS, _MORAL, _PHRASES, _lower, find_refusal
 
 # %% ../nbs/11_judges.ipynb #3b090860
@@ -33,11 +34,11 @@ class Judge:
         raise NotImplementedError
 
     def many(self,
-        rows,               # (prompt, response, attack) or dicts of these, with optional question (the plain one behind an attack), prefill, error
+        rows,               # (prompt, response, attack) or dicts of these (a DataFrame, such as `rows` of an evaluation), with optional question (the plain one behind an attack), prefill, error
         desc:str|None=None, # shown beside a progress bar; none without it
     )->list[Verdict]:       # one a row
-        "Judge what each model itself said; a row without a response has no verdict."
-        rows = [_row(r) for r in rows]
+        "Judge what each model itself said; a row without a response has no verdict; `DataError` for what is no row."
+        rows = [_row(r, i) for i,r in enumerate(_listed(rows))]
         out  = [_unjudged(r) for r in rows]
         todo = [i for i,v in enumerate(out) if v is None]
         for i,v in zip(todo, self.verdicts([rows[i] for i in todo], desc)): out[i] = v
@@ -76,9 +77,11 @@ def own_words(
     return _cut(_cut(response, prompt), prefill)
 
 # %% ../nbs/11_judges.ipynb #176d08ec
-def _row(r):
+def _row(r, i):
     "A row as a dict, with `said`."
+    if isinstance(r, str) or not hasattr(r, "__iter__"): raise DataError("rows", RowNumber(i+1), None, f"expected (prompt, response) or a dict of these, found {type(r).__name__}")
     r = {**dict(attack=None, prefill="", error="")} | (dict(r) if hasattr(r, "keys") else dict(zip(("prompt","response","attack"), r)))
+    if not isinstance(r.get("prompt"), str) or "response" not in r: raise DataError("rows", RowNumber(i+1), "response" if isinstance(r.get("prompt"), str) else "prompt", f"missing; the row has {', '.join(k for k in map(str, r) if k not in ('attack','prefill','error'))[:300]}")
     said = own_words(r["prompt"], r["response"], r["prefill"] or "") if isinstance(r.get("response"), str) else ""
     return {**r, "question": r.get("question") or r["prompt"], "said": said.strip()}
 

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from fastcore.basics import patch
-from .records import DataError, RowNumber
+from .records import DataError, RowNumber, _listed
 
 # %% ../nbs/01c_layouts.ipynb #57717a80
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ def _gap(file, line, field, part=""):
     "The error for a part of a triple that is not there, and can be had."
     return DataError(file, line, field, "empty" + (f"; leave the row out, or have it filled in: derta_data complete SOURCE --field {part} --out …" if part in ("safe","harmful") else ""))
 
-def _filled(rows, parts):
-    "Yield (number from 0, row) of rows that have all `parts` of a triple; `DataError` for one that has not."
-    for i,r in enumerate(rows):
+def _filled(rows, parts, name="triples"):
+    "Yield (number from 0, row) of rows that have all `parts`; `DataError` for one that has not."
+    for i,r in enumerate(_listed(rows, name)):
         for c in parts:
-            if not r[c]: raise _gap("triples", RowNumber(i+1), c, c)
+            if not isinstance(r, dict) or c not in r: raise DataError(name, RowNumber(i+1), c, f"missing; the row has {', '.join(map(str, r))[:300]}" if isinstance(r, dict) else f"expected a row with {', '.join(parts)}, found {type(r).__name__}")
+            if not r[c]: raise _gap(name, RowNumber(i+1), c, c)
+            if not isinstance(r[c], str): raise DataError(name, RowNumber(i+1), c, f"expected text, found {type(r[c]).__name__}")
         yield i, r
 
 # %% ../nbs/01c_layouts.ipynb #a1f19932

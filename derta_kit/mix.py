@@ -10,7 +10,7 @@ import random, warnings
 from collections import Counter
 from datasets import Dataset
 from .layouts import _Row, _instruction
-from .records import DataError, _count, records, table
+from .records import DataError, RowNumber, _count, _listed, records, table
 
 # %% ../nbs/02b_mix.ipynb #7660e46f
 def _exchange(r, field):
@@ -99,6 +99,10 @@ def mixture(
     seed:int=0,        # of the order
 )->list:               # rows with `kind` set to the name of their part
     "`n` rows, each part in proportion to its weight; a part that is too small is gone through again, shuffled anew; `ValueError` for weights that sum to nothing, or an empty part."
+    if wrong := next((k for k,v in parts.items() if not (isinstance(v, tuple) and len(v)==2)), None): raise ValueError(f"part {wrong!r}: expected (rows, weight), found {type(parts[wrong]).__name__}")
+    parts = {k: (_listed(rows, f"part {k!r}"), w) for k,(rows,w) in parts.items()}
+    for k,(rows,_) in parts.items():
+        if len(rows) and "response" not in rows[0]: raise DataError(f"part {k!r}", RowNumber(1), "response", f"missing; these are no helpful pairs: the row has {', '.join(map(str, rows[0]))[:300]}")
     if not parts or any(w < 0 for _,w in parts.values()) or not (total := sum(w for _,w in parts.values())): raise ValueError("give each part a weight of 0 or more, and at least one above 0")
     share = {k: n*w/total for k,(_,w) in parts.items()}
     count = {k: int(s) for k,s in share.items()}

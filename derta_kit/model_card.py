@@ -57,17 +57,23 @@ def _ask(title, name, hub, adapter):
     return f"--models base,{title}=FOLDER" + ("" if name=="demo" else f" --base {hub or 'ITS-BASE'}")
 
 # %% ../nbs/05c_model_card.ipynb #397fca93
+def _amounts(data):
+    "Numbers of rows in words, without those that are none."
+    return ", ".join(f"{v} {k}" for k,v in data.items() if v)
+
 def model_card(
     trainer,                        # that has trained
     name:str,                       # of the base model: "demo", a hub id, or a folder
     objective:Objective|str|None,   # what the targets were; "dpo": preferences; None: not known
     data:dict,                      # what it was trained on → how many rows
+    before=(),                      # what the same weights were trained on before that, in words
 )->ModelCard:
     "The card of what a trainer has trained; names no path of this machine."
     adapter, title = hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config"), Path(trainer.args.output_dir).name
     hub = HUB_ID if name=="demo" else name if name and not Path(name).is_dir() else None
     rows = {} if objective is None else {"targets": _taught(objective)}
-    rows |= {"data": ", ".join(f"{v} {k}" for k,v in data.items() if v), "steps": f"{trainer.state.global_step}, learning rate {trainer.args.learning_rate:g}, seed {trainer.args.seed}", **_end(trainer)}
+    rows |= {"trained before": "; ".join(before)} if before else {}
+    rows |= {"data": _amounts(data), "steps": f"{trainer.state.global_step}, learning rate {trainer.args.learning_rate:g}, seed {trainer.args.seed}", **_end(trainer)}
     meta = ModelCardData(base_model=hub, library_name="peft" if adapter else "transformers", pipeline_tag="text-generation", tags=["derta", "refusal", "safety"] + ["lora"]*adapter)
     text = _CARD.format(title=title, aim=_aim(objective), ask=_ask(title, name, hub, adapter), rows="\n".join(f"| {k} | {v} |" for k,v in rows.items()),
                         what=f"{'An adapter for' if adapter else 'All weights of'} {hub or Path(name).name or 'a model'}")

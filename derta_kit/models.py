@@ -66,7 +66,10 @@ def _from_wheel(dest):
         src = dict(pretrained_model_name_or_path=f"{d}/{folder}", gguf_file=file)
         model, tok = AutoModelForCausalLM.from_pretrained(**src, dtype=torch.float32), AutoTokenizer.from_pretrained(**src)
         model.hf_quantizer = None; del model.config.quantization_config   # the weights are plain floats now
-        with atomically(dest) as tmp: model.save_pretrained(tmp); tok.save_pretrained(tmp)
+        try:
+            with atomically(dest) as tmp: model.save_pretrained(tmp); tok.save_pretrained(tmp)
+        except OSError:
+            if not (dest/"model.safetensors").exists(): raise       # else another process was quicker
     return dest
 
 # %% ../nbs/01_models.ipynb #0a689843
@@ -165,6 +168,7 @@ def load(
     acc = torch.accelerator.current_accelerator(check_available=True)      # else a build for CUDA would name one on a machine without
     device = torch.device(device or acc or "cpu")
     if device==acc and "LOCAL_RANK" in os.environ: device = torch.device(acc.type, int(os.environ["LOCAL_RANK"]))     # a process a device, under torchrun
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype): raise ValueError(f"dtype={dtype!r}: use a name that torch has, such as float32, bfloat16 or float16")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or (torch.float32 if device.type=="cpu" else torch.bfloat16)
     path = model_path(name)
     if mode=="qlora": kwargs["quantization_config"] = _bnb(dtype, storage)
@@ -210,9 +214,14 @@ def text_ids(
     if p and (m := p.search(text)): return text_ids(tokenizer, text[:m.start()+1]) + text_ids(tokenizer, text[m.start()+1:])
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
+@lru_cache(maxsize=None)
+def _without_template(name): warnings.warn(f"the tokenizer of {name or 'this model'} has no chat template, so prompts are written as the paper writes them: [INST] question [\\INST]; if the model was trained with a template, set tokenizer.chat_template", stacklevel=4)     # once for each
+
 def _template(tokenizer, prompt, system=None):
     "The prompt in the tokenizer's chat template, or in the paper's form if it has none."
-    if not tokenizer.chat_template: return (tokenizer.bos_token or "") + (f"{system}\n\n" if system else "") + f"[INST] {prompt} [\\INST] "
+    if not tokenizer.chat_template:
+        _without_template(tokenizer.name_or_path)
+        return (tokenizer.bos_token or "") + (f"{system}\n\n" if system else "") + f"[INST] {prompt} [\\INST] "
     msgs = ([dict(role="system", content=system)] if system else []) + [dict(role="user", content=prompt)]
     return tokenizer.apply_chat_template(msgs, tokenize=False, add_generation_prompt=True)
 

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .layouts import _gap
 from .models import prompt_ids, response_end, text_ids
 from .prefix_tree import Target, Tree, collate
-from .records import DataError, RowNumber, _count
+from .records import DataError, RowNumber, _count, _listed
 from .refusals import refusal_token_id
 
 # %% ../nbs/04_objectives.ipynb #541dc332
@@ -38,15 +38,28 @@ class Objective:
     word:str="Sorry"         # the refusal token's word
     recipe:str="kit"         # or "paper": text form, cuts over words and truncation as released
 
+    def __post_init__(self):
+        share = lambda x: 0 <= x <= 1
+        for name,fits,means in (("cuts", lambda x: x >= 1 and x==int(x), "a whole number of 1 or more"), ("empty", share, "a probability"), ("mle_weight", lambda x: 0 <= x < math.inf, "a number of 0 or more"),
+                                ("rto_weight", lambda x: 0 <= x < math.inf, "a number of 0 or more"), ("rto_keep", lambda x: 0 < x <= 1, "a share above 0 and up to 1"), ("crop", share, "a share"),
+                                ("spread", lambda x: len(x)==2 and min(x) > 0, "two numbers above 0, such as (1, 3)"), ("max_length", lambda x: x >= 3, "a number of tokens of 3 or more"), ("recipe", lambda x: x in ("kit","paper"), "kit or paper")):
+            try: good = fits(v := getattr(self, name))
+            except (TypeError, ValueError): good = False
+            if not good: raise ValueError(f"{name}={v!r}: give {means}")
+
+# %% ../nbs/04_objectives.ipynb #ce2064db
 OBJECTIVES = dict(vanilla=Objective(prefix=False, rto=False), recaug=Objective(rto=False), rto=Objective(prefix=False), derta=Objective())
+
+def _named(name):
+    if name not in OBJECTIVES: raise ValueError(f"objective {name!r}: use {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
 
 def objective(
     name:str,        # vanilla, recaug, rto or derta
     **changes        # fields of `Objective`
 )->Objective:
     "An objective by name, with changes; `ValueError` for a name that is not known."
-    if name not in OBJECTIVES: raise ValueError(f"objective {name!r}: use {', '.join(OBJECTIVES)}")
-    return replace(OBJECTIVES[name], **changes)
+    return replace(_named(name), **changes)
 
 # %% ../nbs/04_objectives.ipynb #9b34776f
 def _cuts(n, rng, o):
@@ -59,7 +72,6 @@ def _cuts(n, rng, o):
     return sorted([first, *rest[:o.cuts-1]])
 
 def _beta(n, rng, o):
-    if len(o.spread)!=2 or min(o.spread) <= 0: raise ValueError(f"spread={o.spread}: give two numbers above 0, such as (1, 3)")
     return min(n, int(rng.betavariate(*o.spread)*(n+1)))
 
 def _keep(targets, n, rng, share):
@@ -131,9 +143,14 @@ def paper_tree(
     return t
 
 # %% ../nbs/04_objectives.ipynb #7ab7e7ff
+def _has(rows, columns, name):
+    "`DataError` unless rows have these columns, as far as the first tells."
+    have = getattr(rows, "column_names", None) or (list(rows[0]) if len(rows) and isinstance(rows[0], dict) else [])
+    if len(rows) and (miss := [c for c in columns if c not in have]): raise DataError(name, RowNumber(1), miss[0], f"missing; expected rows with {', '.join(columns)}, found {', '.join(map(str, have))[:300] or type(rows[0]).__name__}")
+
 def _column(rows, name):
     "All values of a column, of a list of rows or of a `Dataset` that may be larger than memory."
-    return (x for b in rows.select_columns([name]).iter(2000) for x in b[name]) if hasattr(rows, "select_columns") else (r[name] for r in rows)
+    return (x for b in rows.select_columns([name]).iter(2000) for x in b[name]) if hasattr(rows, "select_columns") else (r.get(name) for r in rows)
 
 # %% ../nbs/04_objectives.ipynb #5c83dd8e
 class TreeDataset:
@@ -142,15 +159,18 @@ class TreeDataset:
         tokenizer,                         # of the model that is trained
         triples,                           # rows with prompt, safe, harmful
         helpful=(),                        # rows with prompt, response
-        objective:Objective=Objective(),   # which targets the trees carry
+        objective:Objective|str=Objective(),   # which targets the trees carry; default: those of DeRTa
         seed:int=0,                        # of the cuts
     ):
+        if isinstance(objective, str): objective = _named(objective)
+        triples, helpful = _listed(triples, "triples"), _listed(helpful, "helpful")
         self.tok, self.objective, self.seed, self.epoch = tokenizer, objective, seed, 0
         self.refusal, self.end = refusal_token_id(tokenizer, objective.word), response_end(tokenizer)
         self.triples, self.helpful = triples, helpful
+        _has(triples, ("prompt","safe","harmful"), "triples"); _has(helpful, ("prompt","response"), "helpful")
         for c in ("prompt","safe","harmful"):
             for i,x in enumerate(_column(triples, c)):
-                if not x: raise _gap("triples", RowNumber(i+1), c, c)
+                if not x or not isinstance(x, str): raise _gap("triples", RowNumber(i+1), c, c) if not x else DataError("triples", RowNumber(i+1), c, f"expected text, found {type(x).__name__}")
         if objective.rto: self._same_word()
 
     def set_epoch(self,

@@ -35,15 +35,22 @@ def mean_curve(
     n = (~np.isnan(m)).sum(0)
     return np.nanmean(m, 0), 1.96*np.nanstd(m, 0)/np.sqrt(n)
 
+# %% ../nbs/08_plots.ipynb #8769c46d
+def _probs(curves):
+    "Arrays [T] of P(refusal token), of arrays or `RefusalCurve`s, of one or several."
+    curves = [curves] if hasattr(curves, "prob") or (len(curves) and np.ndim(curves[0])==0 and not hasattr(curves[0], "prob")) else curves
+    if not len(curves): raise ValueError("no curve to draw")
+    return [np.asarray(getattr(c, "prob", c)) for c in curves]
+
 def bias_figure(
-    curves:dict,       # model name → list of arrays [T]
+    curves:dict,       # model name → `RefusalCurve`s, or arrays [T] of probabilities; one or a list
     ax=None,           # matplotlib axes to draw on; default: a new figure
     title:str="How likely is a refusal, once a harmful response r̂ has begun?",  # over the picture
 )->Figure:
     "Mean P(refusal token) before each token of a response, one line a model."
     ax = ax or plt.subplots(figsize=(7,3.2), layout="constrained")[1]
     for name,probs in curves.items():
-        m, half = mean_curve(probs); x = np.arange(len(m))
+        m, half = mean_curve(_probs(probs)); x = np.arange(len(m))
         line, = ax.plot(x, m, lw=2, label=NAMES.get(name, name), **_style(name))
         ax.fill_between(x, np.clip(m-half, 0, 1), np.clip(m+half, 0, 1), color=line.get_color(), alpha=.15, lw=0)
     ax.set(xlabel="tokens of the harmful response already said", ylabel="P(refusal token)", ylim=(-.03,1.03), title=title)

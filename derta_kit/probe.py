@@ -18,7 +18,7 @@ from .decode import Continuation, _ends, decode
 from .loss import head_logits, target_logprobs
 from .models import context_length, prompt_ids, text_ids, unwrap
 from .prefix_tree import Target, Tree, collate, hidden_states, tree_limit
-from .records import _count
+from .records import DataError, RowNumber, _count
 from .refusals import OPENERS, refusal_token_id
 
 # %% ../nbs/07_probe.ipynb #504d8677
@@ -104,6 +104,8 @@ def token_text(
 def _paired(prompts, responses):
     "`ValueError` unless there is a response for each prompt."
     if isinstance(prompts, str) or isinstance(responses, str): raise ValueError("prompts and responses are lists; for one text each there is refusal_curve")
+    for name,texts in dict(prompts=prompts, responses=responses).items():
+        if i := next((i for i,t in enumerate(texts, 1) if not isinstance(t, str)), 0): raise DataError(name, RowNumber(i), None, f"expected text, found {type(texts[i-1]).__name__}")
     if len(prompts)!=len(responses): raise ValueError(f"{_count(len(prompts), 'prompt')} and {_count(len(responses), 'response')}: give two lists, with a response for each prompt")
 
 def pair_ids(
@@ -115,6 +117,7 @@ def pair_ids(
 )->list:                  # (prompt ids, response ids)
     "Token ids of prompts and responses; `ValueError` for lists of unequal length, a response without tokens, or a pair longer than the model's context."
     _paired(prompts, responses)
+    if max_tokens < 1: raise ValueError(f"max_tokens={max_tokens}: give a number of 1 or more")
     ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in zip(prompts, responses)], context_length(model)
     for i,(q,r) in enumerate(ids):
         if not r: raise ValueError(f"response {i+1} is empty: there is no position to look at")
@@ -210,6 +213,7 @@ def _branch(tree, node, at, trie, seen, ends):
 # %% ../nbs/07_probe.ipynb #065879df
 def _opener_mass(model, tokenizer, q, r, openers, limit, step=24):
     "[T] probability of any opener at each position of `r`; `step` positions in one forward pass."
+    if isinstance(openers, str): raise ValueError(f"openers={openers!r}: expected a list of them, found one text")
     trie, out = _trie(tokenizer, openers), []
     for s in range(0, len(r), step):
         t, ends = Tree(), []; node = t.add(r[:s+step], t.add(q))

@@ -9,7 +9,7 @@ __all__ = ['RowNumber', 'DataError', 'file_rows', 'records', 'table']
 import atexit, bz2, csv, gzip, io, json, lzma, re, shutil, sys, tempfile, warnings, zipfile
 from itertools import chain
 from pathlib import Path
-import datasets, pyarrow as pa, pyarrow.parquet as pq
+import datasets, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
 from huggingface_hub import HfApi
 
@@ -32,6 +32,12 @@ class DataError(ValueError):
 
 # %% ../nbs/01b_records.ipynb #a10acb8b
 def _count(n, what): return f"{n} {what}{'s'*(n!=1)}"
+
+def _listed(rows, name="rows"):
+    "Rows that can be gone through by number: a list, a `Dataset`, those of a DataFrame; `ValueError` for text, a table of columns, and what has no rows."
+    if isinstance(rows, pd.DataFrame): return rows.astype(object).where(rows.notna(), None).to_dict("records")
+    if isinstance(rows, (str, bytes, dict)) or not hasattr(rows, "__iter__"): raise ValueError(f"{name}: expected a list of rows, a Dataset or a DataFrame, found one {type(rows).__name__}")
+    return rows if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") else list(rows)
 
 # %% ../nbs/01b_records.ipynb #92b92c1e
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -186,7 +192,7 @@ def _from_hub(name, split):
 
 # %% ../nbs/01b_records.ipynb #5338cfb3
 def records(
-    source,            # a file, a folder of files, a list of either, a `Dataset`, rows in a list, or a hub id
+    source,            # a file, a folder of files, a list of either, a `Dataset`, a DataFrame, rows in a list, or a hub id
     split="train",     # of a hub data set, a `DatasetDict`, or a folder whose files are named after splits
 ):                     # yields (file, line, row or DataError)
     "Every row of `source`, with where it stands; `FileNotFoundError` or `OSError` if there is nothing of that name, `TypeError` for what holds no rows, `ValueError` for a split that is not there."
@@ -197,7 +203,8 @@ def records(
     if isinstance(source, (list,tuple)):
         for i,s in enumerate(source, 1): yield from [("list", RowNumber(i), s)] if type(s) is dict else records(s, split)
         return
-    if not isinstance(source, (str,Path)): raise TypeError(f"{type(source).__name__}: give a path, a hub id, a Dataset, or a list of rows")
+    if isinstance(source, pd.DataFrame): yield from (("DataFrame", RowNumber(i), r) for i,r in enumerate(_listed(source), 1)); return
+    if not isinstance(source, (str,Path)): raise TypeError(f"{type(source).__name__}: give a path, a hub id, a Dataset, a DataFrame, or a list of rows")
     p, hub = Path(source), str(source).count("/")==1 and not str(source).startswith((".","/","~")) and not {s.lower() for s in Path(source).suffixes} & {*_SUFFIXES, *_UNPACK, *_FOREIGN, ".txt"}
     if p.is_dir(): yield from records(_folder(p, split), split)
     elif p.exists(): yield from ((str(p), line, row) for line,row in file_rows(p))

