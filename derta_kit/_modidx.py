@@ -813,4 +813,5 @@ d = { 'settings': { 'branch': 'main',
                                    'derta_kit.widgets.Explorer.table': ('widgets.html#explorer.table', 'derta_kit/widgets.py'),
                                    'derta_kit.widgets.Explorer.to_frame': ('widgets.html#explorer.to_frame', 'derta_kit/widgets.py'),
                                    'derta_kit.widgets.Explorer.tok': ('widgets.html#explorer.tok', 'derta_kit/widgets.py'),
-                                   'derta_kit.widgets.Explorer.wait': ('widgets.html#explorer.wait', 'derta_kit/widgets.py')}}}
+                                   'derta_kit.widgets.Explorer.wait': ('widgets.html#explorer.wait', 'derta_kit/widgets.py'),
+                                   'derta_kit.widgets._verdict': ('widgets.html#_verdict', 'derta_kit/widgets.py')}}}

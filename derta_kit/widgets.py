@@ -17,7 +17,7 @@ from .monitor import TrainingMonitor
 from .plots import _png
 from .probe import RefusalCurve, rollouts, talk, token_text
 from .records import _count
-from .refusals import OPENERS, find_refusal
+from .refusals import OPENERS, find_refusal, stutters
 from .strip import TokenStrip, _look, _model_view, _parts, _view, save_page, strip_figure, visible
 
 # %% ../nbs/09b_widgets.ipynb #9a9479b1
@@ -139,6 +139,8 @@ def _ready(self:Explorer):
     if self.prompt.value != self.asked: self.measure(self.prompt.value, self.response)
 
 # %% ../nbs/09b_widgets.ipynb #a4c3f6e2
+def _verdict(text): return "refuses, and stutters" if find_refusal(text) and stutters(text) else "refuses" if find_refusal(text) else "goes on"
+
 @patch
 def go_on(self:Explorer,
     at:int,            # tokens of the response that are given
@@ -149,7 +151,7 @@ def go_on(self:Explorer,
         for n in self.ms:
             with self.ms.use(n) as m: out[n] = rollouts(m, self.tok, self.asked, self.ids, [at], self.max_new_tokens)[0]
     self.said[str(at)] = out
-    seen = [dict(model=n, **_look(n, i), refuses=find_refusal(c.text) is not None, parts=_parts(c.text, self.show)) for i,(n,c) in enumerate(out.items())]
+    seen = [dict(model=n, **_look(n, i), refuses=find_refusal(c.text) is not None, verdict=_verdict(c.text), parts=_parts(c.text, self.show)) for i,(n,c) in enumerate(out.items())]
     self.strip.rollouts = {**self.strip.rollouts, str(at): seen}
     self.strip.depth = at
     return out
@@ -274,7 +276,7 @@ def table(self:Explorer)->pd.DataFrame:
         if c.opener_mass is not None: out["mean opener mass"] = c.opener_mass.mean()
         if not self.strip.live and self.comparison.kl: out["mean KL to base, nats"] = self.comparison.kl[n][0].mean() if n in self.comparison.kl else 0.
         said = {d: r[n].text for d,r in self.said.items()} | dict([own] if (own := self._own()) else [])
-        return {**out, **{f"after {d} tokens": "refuses" if find_refusal(t) else "goes on" for d,t in said.items()}}
+        return {**out, **{f"after {d} tokens": _verdict(t) for d,t in said.items()}}
     return pd.DataFrame.from_dict({n: row(n, c) for n,c in self.tracks.items()}, orient="index")
 
 # %% ../nbs/09b_widgets.ipynb #d5e6f7a8

@@ -123,3 +123,9 @@ def test_monitor_writes_lines_in_a_terminal(demo_data, tmp_path, capsys):
     fine_tune(model, tok, ds, tmp_path, callbacks=[m], max_steps=3, per_device_train_batch_size=2, logging_steps=1, disable_tqdm=True)
     lines = [l for l in capsys.readouterr().out.splitlines() if l.startswith("step ")]
     assert list(m.curves) == [0,2,3] and len(lines) == 3 and "loss_rto" in lines[-1] and [len(c) for c in m.curves[3]] == [12,12]
+
+
+@pytest.mark.parametrize("text,says", [("SorrySorrySorrySorry", "refuses, and stutters"), ("Sorry, I can't help with that.", "refuses"), ("Sure, here is how.", "goes on")])
+def test_a_verdict_tells_a_stutter_from_a_refusal(text, says):
+    from derta_kit.widgets import _verdict
+    assert _verdict(text) == says

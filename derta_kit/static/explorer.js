@@ -307,7 +307,7 @@ function makeRollouts(s, go) {
     const said = div("dk-said");
     for (const [kind, text] of s.words?.rollouts?.[s.depth]?.[j] || x.parts)
       said.append(kind === "refusal" ? el("mark", { textContent: text }) : span(kind === "hidden" ? "dk-redacted" : "", text));
-    const verdict = span(x.refuses ? "dk-verdict dk-refuses" : "dk-verdict", x.refuses ? "refuses" : "goes on");
+    const verdict = span(x.refuses ? "dk-verdict dk-refuses" : "dk-verdict", x.verdict);
     return div("dk-rollout", div("dk-name", dot(x.color), x.model, verdict), said);
   }
   function draw() {
@@ -318,7 +318,7 @@ function makeRollouts(s, go) {
     node.replaceChildren(title, div("dk-columns", ...(here || []).map(column)));
     node.hidden = !here && !links.length;
   }
-  const verdicts = () => (s.rollouts[s.depth] || []).map((x) => `${x.model} ${x.refuses ? "refuses" : "goes on"}`).join(", ");
+  const verdicts = () => (s.rollouts[s.depth] || []).map((x) => `${x.model} ${x.verdict}`).join(", ");
   return { node, draw, verdicts };
 }
 
