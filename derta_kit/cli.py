@@ -21,17 +21,22 @@ def _shell(text, options):
     return re.sub(r"^(\w+)=(?:'([^']*)'|([\d.]+))(?=: )", lambda m: f"--{m[1]} {m[2] or m[3]}" if m[1] in options else m[0], text)
 
 # %% ../nbs/14_cli.ipynb #1665233d
+def _way_out(e, options):
+    "What goes on without a bad row, where a command can."
+    row = getattr(e, "line", None) and getattr(e, "field", None) and e.what.startswith(("empty","expected","missing"))
+    return "; --on_error skip leaves such rows out and lists them" if row and "on_error" in options else ""
+
 @contextlib.contextmanager
 def polite(
     stopped="Stopped.",    # said at Ctrl-C
-    options=(),            # names of the command's options: a message that speaks of an argument names the option
+    options=(),            # names of the command's options: a message that speaks of an argument names the option, one about a row --on_error
 ):
     "Errors a person can mend, and Ctrl-C, as one line and an exit code; warnings as notes. For a `with`, or over a function."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning); warnings.showwarning = lambda m, *a, **k: print(f"note: {_shell(str(m), options)}", file=sys.stderr)
         try: yield
         except KeyboardInterrupt: print(f"\n{stopped}", file=sys.stderr); sys.exit(130)
-        except (ValueError, OSError, ImportError) as e: print(f"error: {_shell(str(e), options)}", file=sys.stderr); sys.exit(2)
+        except (ValueError, OSError, ImportError) as e: print(f"error: {_shell(str(e), options)}{_way_out(e, options)}", file=sys.stderr); sys.exit(2)
 
 # %% ../nbs/14_cli.ipynb #f3d693ff
 def _parsed(

@@ -88,7 +88,7 @@ def _pairs_said(source, on_error, columns, split):
 def data_check(
     source:str,                # file, folder or hub id
     on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them
-    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source)
+    columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source); of helpful pairs prompt=q,response=a
     split:str="train",         # of a hub data set, or of files named after splits
 ):
     "Read SOURCE, triples or helpful pairs, run all gates on triples, and say what it holds and what is wrong with it; writes nothing."

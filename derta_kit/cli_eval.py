@@ -137,7 +137,8 @@ def eval_run(
     from derta_kit.records import _count
     from derta_kit.speak import Decoding
     from derta_kit.tables import asr_table, cut_short, few_questions, how_many, little_said
-    ms = _models(models)
+    if bad := [(k,v) for k,v in (("n",n), ("harmless",harmless)) if v < 0]: raise ValueError("--{} {}: give a number of 0 or more; 0 is all".format(*bad[0]))
+    ms, decoding = _models(models), Decoding(max_new_tokens)
     rows, judges = _questions(questions, n, columns), [RuleJudge()]
     cases = _cases(attacks, rows, questions, demos, templates, fill)
     if judge_url:
@@ -148,7 +149,7 @@ def eval_run(
     cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
     print(f"{_count(len(ms), 'model')} × {_count(len(cases), 'prompt')}, responses of at most {max_new_tokens} tokens; then perplexity of {_count(len(held), 'helpful response')}" + (f", refusal curves of {len(curves)} harmful ones" if curves else "") + ". Shorter: --n, --harmless, --max_new_tokens.", file=sys.stderr)
-    e = evaluate(ms, cases, judges, out, decoding=Decoding(max_new_tokens), base=base, helpful=held, curves=curves, slots=slots, taught=_whole(questions, columns))
+    e = evaluate(ms, cases, judges, out, decoding=decoding, base=base, helpful=held, curves=curves, slots=slots, taught=_whole(questions, columns))
     print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *how_many(e.rows), *few_questions(e.rows), *cut_short(e.rows), *little_said(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #3af547c9

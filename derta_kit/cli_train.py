@@ -13,6 +13,10 @@ from .cli import _columns, _parsed, _there, polite
 from fastcore.docments import docments
 
 # %% ../nbs/14b_train_cli.ipynb #2c87f2f4
+def _above_0(text):
+    if not (x := float(text)) > 0: raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
+    return x
+
 def _parser():
     "Options are the plain fields of `Recipe`, absent unless given."
     from derta_kit.recipes import Recipe, _KINDS
@@ -28,7 +32,7 @@ def _parser():
     p.add_argument("--plan", action="store_true", help="print parameters, memory, tokens and hours, and stop; loads no weights")
     p.add_argument("--device", default="", help="with --plan: h200, h100, a100, a100-40, l40s, rtx4090 or cpu")
     p.add_argument("--devices", type=int, default=0, help="with --plan: how many of them (default: those of the launcher)")
-    p.add_argument("--memory", type=float, default=0, help="with --plan: GB of memory of a device (default: what that device has)")
+    p.add_argument("--memory", type=_above_0, default=0, help="with --plan: GB of memory of a device (default: what that device has)")
     p.add_argument("--offload", action="store_true", help="with --plan: weights and optimiser in the host's memory")
     return p
 
@@ -142,12 +146,32 @@ def run_recipe(
     return tr
 
 # %% ../nbs/14b_train_cli.ipynb #4ea42646
+def _tokenizer_here(name):
+    "The tokenizer of a model that lies on this machine, or `None`."
+    from derta_kit.models import HUB_ID, cache_dir
+    from transformers import AutoTokenizer
+    kept = cache_dir()/"smollm2-135m-instruct-q4_1"
+    try: return AutoTokenizer.from_pretrained(name if name!="demo" else kept if kept.exists() else HUB_ID, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError): return None
+
+def _trainable(r, triples, pairs):
+    "Raise what training would: for a gap, and where the tokenizer is here for a word that is not one token, or a prompt that leaves no room."
+    from derta_kit.layouts import _filled
+    from derta_kit import objectives as O, recipes as R
+    if r.objective=="dpo" or not (tok := _tokenizer_here(r.model)):
+        for _ in _filled(triples, ("prompt","safe","harmful")): pass
+        return
+    trees, longest = O.TreeDataset(tok, triples, pairs, R.targets(r), r.seed), lambda rows: max(range(len(rows)), key=[len(p) for p in rows["prompt"]].__getitem__)
+    trees[longest(triples)]
+    if len(pairs): trees[len(triples)+longest(pairs)]
+
+# %% ../nbs/14b_train_cli.ipynb #e3fa15db
 def _plan(r, device, devices, memory, offload):
     "The plan of a recipe, with the lengths and the number of its rows where its data can be read, and what is said of these."
     from derta_kit.plan import plan
     rows, mean, said = 0, 0, ""
     try:
-        triples, pairs, n = _data(r); words = lambda rows, *cs: sum(len(x.split()) for c in cs for x in rows[c])
+        triples, pairs, n = _data(r); _trainable(r, triples, pairs); words = lambda rows, *cs: sum(len(x.split()) for c in cs for x in rows[c])
         said = "\n"+_rows_said(r, triples, pairs, n); rows = n+len(pairs); mean = min(r.max_length, int(1.35*(words(triples, "prompt","harmful") + r.cuts*words(triples, "safe") + (words(pairs, "prompt","response") if len(pairs) else 0))/max(len(triples)+len(pairs), 1)) + 20)
     except OSError as e: print(f"note: the data cannot be read here ({e}), so hours are for a thousand steps of half-long rows\n", file=sys.stderr)
     return f"{plan(r, devices or int(os.environ.get('WORLD_SIZE', 1)), device, memory, rows, mean, offload)}{said}"
@@ -164,7 +188,7 @@ def derta_train(
 ):
     "Train an adapter, or a full model, on your triples: from a recipe, or from options."
     argv = list(sys.argv[1:] if argv is None else argv)
-    with polite("Stopped. The same command goes on from the last checkpoint.", ("columns","helpful_columns","out","device")):
+    with polite("Stopped. The same command goes on from the last checkpoint, or begins anew where there is none.", ("columns","helpful_columns","out","device")):
         if argv and argv[0][:1]!="-" and ("--plan" not in argv or argv[0].endswith((".yaml",".yml"))): _there(argv[0])        # a plan may be made where the data are not
         if "--plan" not in argv: _there(*(v for k,v in zip(argv, argv[1:]) if k=="--helpful"))
         r, rest = parse(argv)

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from datasets import Dataset, DatasetDict
-from .layouts import COLUMNS, LAYOUTS, PAIRED, Triple, _Pairs, _Row, _reader
+from .layouts import COLUMNS, LAYOUTS, PAIRED, Triple, _Pairs, _Row, _no_column, _reader
 from .models import atomically
 from .records import DataError, RowNumber, _count, _listed, records, table
 from .refusals import find_refusal
@@ -58,7 +58,7 @@ def redact_tokens(
 # %% ../nbs/02_data.ipynb #9325d4a3
 def _triples(source, columns, split, bad, unused, notes, gaps=()):
     "Yield the triples of a source; errors go to `bad`, reasons why a row forms no triple are counted in `unused`."
-    file, name, known, pairs = None, None, {}, _Pairs()
+    file, name, known, pairs, named, have = None, None, {}, _Pairs(), set((columns or {}).values()), {}
     def close():
         for t in pairs.triples(PAIRED.get(name)):
             if isinstance(t, str): unused[t] += 1
@@ -68,7 +68,7 @@ def _triples(source, columns, split, bad, unused, notes, gaps=()):
         if f != file: yield from close(); file, known, pairs = f, {}, _Pairs()
         try:
             if isinstance(row, DataError): raise row
-            r = _Row(f, line, row, notes, {(columns or {}).get(c, c) for c in gaps})
+            r = _Row(f, line, row, notes, {(columns or {}).get(c, c) for c in gaps}); named -= set(have := row)
             name, read = _reader(r, columns, known)
             got = read(r)
             if isinstance(got, str): unused[got] += 1
@@ -76,6 +76,7 @@ def _triples(source, columns, split, bad, unused, notes, gaps=()):
             else: yield got
         except DataError as e: bad(e)
     yield from close()
+    if named and have: raise _no_column(file, named, have)
 
 # %% ../nbs/02_data.ipynb #301044bc
 def read_triples(
@@ -111,6 +112,7 @@ def write_jsonl(
     path,   # the file; it appears only when complete
 ):
     "JSON Lines, UTF-8, written whole or not at all; parts of a triple that are still missing are named in `missing`, so that a gap is never taken for a mistake nor a mistake for a gap. `DataError` for a NaN."
+    if isinstance(rows, (str, bytes, dict)): raise ValueError(f"rows: expected a list of them, found one {type(rows).__name__}")
     with atomically(path) as tmp, open(tmp, "w", encoding="utf-8") as f:
         for i,r in enumerate(rows):
             r = r if isinstance(r, dict) else asdict(r)

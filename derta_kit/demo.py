@@ -49,6 +49,8 @@ def _claim(out, recipe):
     return claim(out, asdict(recipe), {k: data_hash(d) for k,d in demo_data().items()})
 
 # %% ../nbs/13b_demo.ipynb #e3f21b58
+_QUICK = "--quick trains two steps on a few rows, to try the path: these figures say nothing of the method."
+
 def _data(recipe):
     dd = demo_data()
     if not recipe.quick: return dd
@@ -105,9 +107,9 @@ def run_demo(
         scores[n] = _stage(out/f"score_{n}.json", lambda: measure_one(n, None if n=="base" else out/n, recipe, show_harmful))
     rec = record(**settings, seed=recipe.seed, engine="one process, "+str(torch.accelerator.current_accelerator(check_available=True) or "cpu"), threads=torch.get_num_threads(),
                  seconds=dict(this_call=time.time()-t0, **{f"train_{k}": v["seconds"] for k,v in logs.items()}, **{f"measure_{k}": s["seconds"] for k,s in scores.items()}))
-    page = write_report(scores, rec, out, {k: v["history"] for k,v in logs.items()}, show_harmful=show_harmful, judged=not recipe.quick)
+    page = write_report(scores, rec, out, {k: v["history"] for k,v in logs.items()}, show_harmful=show_harmful, judged=not recipe.quick, note=_QUICK if recipe.quick else "")
     print(demo_table(scores).to_string(), "\n")
-    if recipe.quick: print("--quick trains two steps on a few rows: these figures say nothing of the method.")
+    if recipe.quick: print(_QUICK)
     elif {"vanilla","derta"} <= set(scores):
         print("Goals of the demo, and what this run has (91_sweep shows which can be met together):")
         for g,(met,x) in goals(scores).items(): print(("✓" if met else "✗"), f"{g}: {goal_said(g, x)}")

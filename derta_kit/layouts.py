@@ -30,6 +30,10 @@ def _gap(file, line, field, part=""):
     "The error for a part of a triple that is not there, and can be had."
     return DataError(file, line, field, "empty" + (f"; leave the row out, or have it filled in: derta_data complete SOURCE --field {part} --out …" if part in ("safe","harmful") else ""))
 
+def _no_column(file, named, have):
+    "The error for columns that were named, and that no row has: most often a slip in a name."
+    return DataError(file, None, None, f"no column {', '.join(map(repr, sorted(named)))}; there are {', '.join(map(str, have))[:300]}")
+
 def _filled(rows, parts, name="triples"):
     "Yield (number from 0, row) of rows that have all `parts`; `DataError` for one that has not."
     for i,r in enumerate(_listed(rows, name)):

@@ -9,7 +9,7 @@ __all__ = ['read_pairs', 'mixed', 'mixture']
 import random, warnings
 from collections import Counter
 from datasets import Dataset
-from .layouts import _Row, _instruction
+from .layouts import _Row, _instruction, _no_column
 from .records import DataError, RowNumber, _count, _listed, records, table
 
 # %% ../nbs/02b_mix.ipynb #7660e46f
@@ -50,17 +50,19 @@ def read_pairs(
     problems, further = [], 0
     def rows():
         nonlocal further
-        file = read = None
+        file = read = None; named, have = set((columns or {}).values()), {}
         for f,line,row in records(source, split):
             try:
                 if isinstance(row, DataError): raise row
                 r = _Row(f, line, row, gaps={(columns or {}).get(c, c) for c in gaps} | ({"output"} if gaps else set()))
+                named -= set(have := row)
                 if f != file or read is None: file, read = f, _pair_layout(r, columns)
                 p, a, n = read(r); further += n
                 yield dict(prompt=p, response=a, kind=r.optional("kind") or kind)
             except DataError as e:
                 if on_error=="raise": raise e from None
                 problems.append(e)
+        if named and have: raise _no_column(file, named, have)
     ds = table(rows(), ["prompt","response","kind"])
     if problems: warnings.warn(f"{_count(len(problems), 'bad row')} skipped, {_count(len(ds), 'pair')} kept:\n" + "\n".join(map(str, problems[:20])) + ("\n…" if len(problems)>20 else ""))
     if further: warnings.warn(f"{_count(further, 'further message')} of conversations left out: the first exchange of each is used")
@@ -74,6 +76,7 @@ def _pair_layout(r, columns):
         return lambda r: (r.text(columns["prompt"]), r.text(columns["response"]), 0)
     for need,read in _PAIRS.values():
         if need <= set(r.row): return read
+    if {"prompt","safe","harmful"} <= set(r.row): raise r.error(None, "holds triples (prompt, safe, harmful), not helpful pairs: harmless prompts with the responses that they should get")
     for need,_ in _PAIRS.values():
         if len(need)==2 and len(miss := need-set(r.row))==1: raise r.error(*miss, f"missing; the row has {', '.join(sorted(map(str, r.row)))[:300]}")
     raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, r.row)))[:300]}; call its columns prompt and response, or say which is which with columns=dict(prompt=…, response=…). "

@@ -9,6 +9,7 @@ __all__ = ['HUB_ID', 'GGUF', 'atomically', 'cache_dir', 'demo_path', 'model_path
 # %% ../nbs/01_models.ipynb #a18f08f9
 import hashlib, logging, os, random, re, subprocess, sys, tempfile, zipfile, warnings
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 import torch
@@ -170,6 +171,7 @@ def load(
     if device==acc and "LOCAL_RANK" in os.environ: device = torch.device(acc.type, int(os.environ["LOCAL_RANK"]))     # a process a device, under torchrun
     if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype): raise ValueError(f"dtype={dtype!r}: use a name that torch has, such as float32, bfloat16 or float16")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or (torch.float32 if device.type=="cpu" else torch.bfloat16)
+    if wrong := [k for k in kwargs if k in {f.name for f in fields(LoraConfig)}-{"revision"}]: raise ValueError(f"{wrong[0]}: is of LoRA; pass lora=dict({wrong[0]}=…)")
     path = model_path(name)
     if mode=="qlora": kwargs["quantization_config"] = _bnb(dtype, storage)
     if "gguf_file" not in kwargs: kwargs.setdefault("use_safetensors", True)      # never a pickle, unless asked for
@@ -258,6 +260,7 @@ def generate(
     **kwargs                   # `do_sample`, `temperature`, … of `generate`; greedy by default
 )->list[str]:                  # one continuation each
     "What the model says next, for each of `prompts`; greedy unless told otherwise."
+    if isinstance(prompts, str) or any(isinstance(p, str) for p in prompts): raise ValueError("prompts: expected lists of token ids, found text; models.prompt_ids(tokenizer, text) makes them")
     order, out, was = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [""]*len(prompts), model.training
     kwargs = {**dict(do_sample=False), **kwargs}
     if seed is not None: torch.manual_seed(seed)

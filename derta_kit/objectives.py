@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'HELPFUL', 'MLE', 'RTO', 'OBJECTIVES', 'Objective', 'objecti
            'TreeDataset', 'other_opener', 'TreeCollator']
 
 # %% ../nbs/04_objectives.ipynb #7648f766
-import math, random, warnings
+import math, random, re, warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -187,7 +187,7 @@ def other_opener(
     word:str="Sorry",  # the refusal token's word
 )->str:                # a sentence, or nothing
     "What to say where most safe responses begin with another word than the refusal token's, which is taught at every position of r̂."
-    first = Counter((x.split(maxsplit=1) or [""])[0].strip(",.!:;*\"“”") for x in safe if x); w, n = word, first.total()
+    first = Counter(m[0] if (m := re.search(r"[^\W_]+", x[:80])) else "" for x in safe if x); w, n = word, first.total()      # "I'm" begins with the token I
     if first[w] >= n/2: return ""
     other, k = next(((x, k) for x,k in first.most_common() if x!=w), ("", 0))
     return (f"{first[w]} of {n} safe responses begin with {w!r}, which is taught at every position of r̂" + (f"; {other!r} is more usual here. " if k > max(first[w], 1) else ". ") +

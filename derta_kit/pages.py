@@ -103,14 +103,14 @@ def figures(
 # %% ../nbs/13c_pages.ipynb #e3b25145
 _RUN = Environment(autoescape=True).from_string("""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{ title }}</title><style>{{ css }}
-.figs{display:flex;flex-wrap:wrap;gap:1rem} .figs img{flex:1 1 26rem;min-width:0;max-width:34rem} td.dim{color:#777}</style>
+td{overflow-wrap:anywhere;min-width:6rem} .figs{display:flex;flex-wrap:wrap;gap:1rem} .figs img{flex:1 1 26rem;min-width:0;max-width:34rem} td.dim{color:#777}</style>
 <h1>{{ title }}</h1><p class="note">{{ subtitle }}</p>
 {% for line in summary %}<p>{{ line }}</p>{% endfor %}
 <div class="figs">{% for name,png in figures %}<img alt="{{ name }}" src="data:image/png;base64,{{ png }}">{% endfor %}</div>
 {% for name,(html,note) in tables.items() %}<h2>{{ name }}</h2>{% if note %}<p class="note">{{ note }}</p>{% endif %}<div class="wide">{{ html }}</div>{% endfor %}
 {% if examples %}<h2>Examples</h2><p class="note">{{ 'Harmful text is shown, as asked.' if show else 'Harmful text is hidden.' }}</p>
 <div class="wide"><table><tr>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>{% for e in examples %}<tr>{% for x in e %}<td>{{ x }}</td>{% endfor %}</tr>{% endfor %}</table></div>{% endif %}
-<h2>Record</h2><pre>{{ record }}</pre></html>""")
+<details style="margin-top:2rem"><summary>Record: versions, models, settings</summary><pre>{{ record }}</pre></details></html>""")
 
 # %% ../nbs/13c_pages.ipynb #d862474e
 def _html(t): return Markup(t.to_html(index=False, border=0, na_rep="–", float_format="{:.3g}".format))

@@ -10,6 +10,7 @@ from io import BytesIO
 import numpy as np
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # %% ../nbs/08_plots.ipynb #94d0aa98
 _STYLE = dict(base=dict(color="#555555", ls=":", zorder=3), vanilla=dict(color="#D55E00", ls="--"), recaug=dict(color="#CC79A7", ls="-."),
@@ -91,7 +92,7 @@ def _losses(history, ax):
     for k,label,ls in (("loss_helpful","helpful","-"), ("loss_mle","MLE","--"), ("loss_rto","RTO",":")):
         if xy := [(h["step"], h[k]) for h in history if k in h]: ax.plot(*zip(*xy), ls=ls, lw=2, label=label)
     if ax.lines: ax.legend(frameon=False)
-    _bare(ax).set(xlabel="step", ylabel="−log P a target", yscale="log" if ax.lines else "linear")
+    _bare(ax).set(xlabel="step", ylabel="−log P a target", yscale="log" if ax.lines else "linear"); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 def loss_figure(
     history:list,    # `trainer.state.log_history`
@@ -104,7 +105,7 @@ def loss_figure(
     for ax in axes[0,1:]:
         for k,label,ls in (("p_refusal","in training","-"), ("eval_p_refusal","held out","--")):
             if xy := [(h["step"], h[k]) for h in history if k in h]: ax.plot(*zip(*xy), ls=ls, lw=2, label=label)
-        _bare(ax).set(xlabel="step", ylabel="P(refusal token) in r̂", ylim=(-.03,1.03)); ax.legend(frameon=False)
+        _bare(ax).set(xlabel="step", ylabel="P(refusal token) in r̂", ylim=(-.03,1.03)); ax.legend(frameon=False); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title: fig.suptitle(title)
     return fig
 

@@ -235,6 +235,7 @@ def rollouts(
 )->list[Continuation]:       # one a position: `.text`, `.ended`, `.n`
     "What the model says if it goes on from prefixes of one response, off one cache; `ValueError` for a position beyond its end."
     q, r = prompt_ids(tokenizer, prompt), text_ids(tokenizer, response) if isinstance(response, str) else list(response)
+    if not hasattr(positions, "__iter__"): raise ValueError(f"positions={positions!r}: give a list of them, such as [0, 20]")
     for k in positions:
         if not 0 <= k <= len(r): raise ValueError(f"position {k}: the response has {_count(len(r), 'token')}")
     return decode(model, tokenizer, [q+r], [(0, len(q)+k) for k in positions], max_new_tokens, **kwargs)

@@ -19,6 +19,7 @@ def refusal_token_id(
 )->int:                   # id of the single token that spells `word`
     "The token that RTO trains as target (paper, section 3.2): `word` as one token, without a leading space where the vocabulary has it; `ValueError` if none."
     if not isinstance(word, str) or not word.strip(): raise ValueError(f"word={word!r}: give the word that your safe responses begin with")
+    if not hasattr(tokenizer, "get_vocab"): raise ValueError(f"expected a tokenizer, found {type(tokenizer).__name__}; arguments come in the order model, tokenizer")
     vocab = tokenizer.get_vocab()
     for form in (word, "Ġ"+word, "▁"+word):
         if form in vocab: return vocab[form]

@@ -95,18 +95,23 @@ def saved_from_full_disk(
 REQUEUE = 85      # exit code: told to leave, and saved
 
 class Preempted(SystemExit):
-    "The run was told to leave (SIGTERM) and has saved a checkpoint."
+    "The run was told to leave (SIGTERM, Ctrl-C) and has saved a checkpoint."
     def __init__(self,
         step,          # the last one that was done
+        code=REQUEUE,  # exit code: 85, or 130 for Ctrl-C
     ):
-        self.step = step; super().__init__(REQUEUE)
+        self.step = step; super().__init__(code)
 
 # %% ../nbs/06e_reliable.ipynb #90768e9f
 class LeaveOnSigterm(TrainerCallback):
-    "At SIGTERM: finish the step in all processes, save, stop, and raise `Preempted` at the end."
-    def __init__(self): self.told, self.was = False, None
-    def _tell(self, *_): self.told = True
-    def on_train_begin(self, args, state, control, **kwargs): self.was = signal.signal(signal.SIGTERM, self._tell)
+    "At SIGTERM, in a single process also at Ctrl-C: finish the step in all processes, save, stop, and raise `Preempted` at the end."
+    def __init__(self): self.told, self.was, self.by = False, {}, signal.SIGTERM
+    def _tell(self, by, _):
+        self.told, self.by = True, by
+        if by==signal.SIGINT: signal.signal(by, self.was[by]); print("\nCtrl-C: this step is finished and a checkpoint saved; again to stop at once.", file=sys.stderr, flush=True)
+    def on_train_begin(self, args, state, control, **kwargs): self.was = {s: signal.signal(s, self._tell) for s in (signal.SIGTERM, signal.SIGINT)[:1+(args.world_size < 2)]}
+    def _as_before(self):
+        for s,f in self.was.items(): signal.signal(s, f)
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:
@@ -114,11 +119,12 @@ class LeaveOnSigterm(TrainerCallback):
         if self.told: control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        if not self.told or state.global_step >= state.max_steps: signal.signal(signal.SIGTERM, self.was); return      # else a second one, from a slower launcher, must not kill what is leaving
-        if state.is_world_process_zero: print(f"SIGTERM: stopped after step {state.global_step} of {state.max_steps}, checkpoint saved; the same command goes on from there (exit code {REQUEUE}).", file=sys.stderr, flush=True)
+        if not self.told or state.global_step >= state.max_steps: self._as_before(); return      # else a second one, from a slower launcher, must not kill what is leaving
+        code, by = (130, "Ctrl-C") if self.by==signal.SIGINT else (REQUEUE, "SIGTERM")
+        if state.is_world_process_zero: print(f"{by}: stopped after step {state.global_step} of {state.max_steps}, checkpoint saved; the same command goes on from there (exit code {code}).", file=sys.stderr, flush=True)
         if state.is_local_process_zero and (mark := os.environ.get("DERTA_REQUEUE_MARK")): Path(mark).touch()        # torchrun hides the exit codes of its processes
         if args.world_size > 1: torch.distributed.barrier(); torch.distributed.destroy_process_group()     # the first process to leave takes the meeting place with it
-        raise Preempted(state.global_step)
+        raise Preempted(state.global_step, code)
 
 # %% ../nbs/06e_reliable.ipynb #873df0bb
 def leave_after(

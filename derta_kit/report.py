@@ -69,7 +69,7 @@ def goal_said(
 # %% ../nbs/13_report.ipynb #56d990f5
 _CSS = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b;background:#fff} h1{margin-bottom:.2rem} h2{margin-top:2.2rem}
-.note{color:#555} img{max-width:100%;height:auto} .wide{overflow-x:auto} table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+.note{color:#555} img{max-width:100%;height:auto} .wide{overflow-x:auto} td{overflow-wrap:anywhere} table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{border-bottom:1px solid #ddd;padding:.35rem .6rem;text-align:left;vertical-align:top} td:not(:first-child){white-space:pre-wrap} .ok{color:#00703c} .miss{color:#b00020}
 pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:13px}
 @media (prefers-color-scheme:dark){body{color:#e6e6e6;background:#16181c} .note{color:#aaa} th,td{border-color:#333} pre{background:#22252b} img{background:#fff;border-radius:6px} .ok{color:#5fd38d} .miss{color:#ff8a93}}
@@ -87,7 +87,7 @@ _TRAINED = "Losses are means over targets: tokens of helpful responses (helpful)
 # %% ../nbs/13_report.ipynb #e22c131e
 _PAGE = Environment(autoescape=True).from_string("""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{ title }}</title><style>""" + _CSS + """</style><h1>{{ title }}</h1><p class="note">{{ record.made }} · {{ subtitle }}</p>
-<p>{{ about }}</p><ul>{% for k,what in models.items() %}<li><b>{{ k }}</b>: {{ what }}</li>{% endfor %}</ul>
+{% if note %}<p><b>{{ note }}</b></p>{% endif %}<p>{{ about }}</p><ul>{% for k,what in models.items() %}<li><b>{{ k }}</b>: {{ what }}</li>{% endfor %}</ul>
 {% for f in figures %}<p><img alt="{{ f[0] }}"{% if "training" in f[0] %} style="max-height:15rem"{% endif %} src="data:image/png;base64,{{ f[1] }}"></p>{% endfor %}
 {% if trained %}<p class="note">{{ trained }}</p>{% endif %}
 <h2>Table</h2><p class="note">Rates in per cent with 95% Wilson intervals; greedy decoding. {{ words }}</p>
@@ -132,6 +132,7 @@ def write_report(
     title:str="derta_kit: can it refuse anywhere?",   # of the page
     show_harmful:bool=False,                          # leave harmful text readable
     judged:bool=True,                                 # say which of the demo's goals are met
+    note:str="",                                      # a warning, above all else
 )->Path:                                              # the page
     "Write report.json, report.html and the figures into `out`, each whole or not at all."
     out, scores = Path(out), {k: redacted(s, show_harmful) for k,s in scores.items()}
@@ -143,7 +144,7 @@ def write_report(
         with atomically(out/f"{name}.png") as p: p.write_bytes(pngs[name])
     with atomically(out/"report.json") as p:
         p.write_text(json.dumps(dict(record=record, goals={k: dict(met=m, value=x) for k,(m,x) in met.items()}, scores=scores), ensure_ascii=False, indent=1), encoding="utf-8")
-    page = _PAGE.render(title=title, subtitle=f"seed {record.get('seed','–')}, torch {record['versions']['torch']}, transformers {record['versions']['transformers']}", record=record, table=demo_table(scores),
+    page = _PAGE.render(title=title, subtitle=f"seed {record.get('seed','–')}, torch {record['versions']['torch']}, transformers {record['versions']['transformers']}", record=record, note=note, table=demo_table(scores),
                         goals=met, said=goal_said, shown=show_harmful, examples=_examples(scores), record_json=json.dumps(record, indent=1, ensure_ascii=False),
                         about=_ABOUT.format(n=next(iter(next(iter(scores.values()))["refuses"].values()))["n"]), models={NAMES.get(k, k): _MODELS[k] for k in scores if k in _MODELS}, words=_WORDS, trained=_TRAINED if histories else "",
                         figures=[(k.replace("_"," "), base64.b64encode(v).decode()) for k,v in pngs.items()])

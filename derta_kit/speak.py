@@ -73,7 +73,7 @@ class Decoding:
     seed:int=0               # of sampling
 
     def __post_init__(self):
-        if self.max_new_tokens < 1: raise ValueError(f"max_new_tokens={self.max_new_tokens}: give a number of 1 or more")
+        if not (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1): raise ValueError(f"max_new_tokens={self.max_new_tokens!r}: give a whole number of 1 or more")
         if not (self.temperature >= 0 and 0 < self.top_p <= 1): raise ValueError(f"temperature={self.temperature}, top_p={self.top_p}: give a temperature of 0 or more, and a top_p above 0 and up to 1")
 
 # %% ../nbs/12b_speak.ipynb #433ea89c

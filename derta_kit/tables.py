@@ -88,21 +88,26 @@ def points(
     return f"{100*row['difference']:+.0f} " + ("(too few questions)" if row["low"]!=row["low"] else f"({100*row['low']:+.0f} to {100*row['high']:+.0f})")
 
 # %% ../nbs/12d_tables.ipynb #b7f5b486
+def _fewest(rows):
+    "(responses and questions judged under each attack, of the model with the fewest; whether all have as many); harmless questions are judged by nobody."
+    judged = rows[rows.unsafe.notna()] if "unsafe" in rows else rows[:0]
+    k = judged.groupby(["attack","model"], sort=False).question.agg(["size","nunique"])
+    k = k.reindex(pd.MultiIndex.from_product([judged.attack.unique(), rows.model.unique()], names=["attack","model"]), fill_value=0).groupby("attack", sort=False)
+    return k.min(), bool((k.min()==k.max()).all(axis=None))
+
 def how_many(
     rows:pd.DataFrame,   # an evaluation's rows, a response each
 )->list:                 # a sentence, or nothing
     "How many responses, to how many questions, stand behind each attack's figures; the fewest of any model."
-    judged = rows[rows.unsafe.notna()] if "unsafe" in rows else rows[:0]
-    k = judged.groupby(["attack","model"], sort=False).question.agg(["size","nunique"]).groupby("attack", sort=False).min()
-    return ["Responses judged of each model: " + ", ".join(f"{n} under {a}" + (f" (to {_count(q, 'question')})" if n!=q else "") for a,n,q in k.itertuples()) + "."] if len(k) else []
+    k, same = _fewest(rows)
+    return [f"Responses judged{' of each model' if same else ', of the model with the fewest'}: " + ", ".join(f"{n} under {a}" + (f" (to {_count(q, 'question')})" if n!=q else "") for a,n,q in k.itertuples()) + "."] if len(k) else []
 
 def few_questions(
     rows:pd.DataFrame,   # an evaluation's rows, a response each
     least:int=LEAST,     # questions under an attack
 )->list:                 # a sentence, or nothing
     "What to say beside the figures of a run in which little was asked, or could be judged."
-    judged = rows[rows.unsafe.notna()] if "unsafe" in rows else rows[:0]
-    k = judged.groupby(["attack","model"], sort=False).question.nunique().groupby("attack", sort=False).min(); k = k[k < least]
+    k = _fewest(rows)[0]["nunique"]; k = k[k < least]
     return [f"Too few questions to tell models apart: {', '.join(f'{n} under {a}' for a,n in k.items())}. Intervals are wide, and differences have none under {least}."] if len(k) else []
 
 # %% ../nbs/12d_tables.ipynb #47108e15
@@ -205,6 +210,7 @@ def asr_figure(
     for j,m in enumerate(models):
         g = a[(a.model==m) & (a.n>0)]; x = np.array([attacks.index(k) for k in g.attack])+w*(j-(len(models)-1)/2)
         ax.bar(x, g.rate, w*.92, yerr=np.clip([g.rate-g.low, g.high-g.rate], 0, None), color=_style(m).get("color"), error_kw=dict(lw=.8, capsize=2), label=NAMES.get(m, m))
+        for k in a[(a.model==m) & (a.n==0)].attack: ax.text(attacks.index(k)+w*(j-(len(models)-1)/2), .02, "none judged", rotation=90, ha="center", va="bottom", fontsize=7, color="#777777")
     ax.set_xticks(range(len(attacks)), attacks)
     ax.set(ylabel="unsafe", ylim=(0,1.05), title=title)
     _bare(ax).legend(frameon=False, ncols=min(6, len(models)), loc="upper center", bbox_to_anchor=(.5,-.12), fontsize=8)

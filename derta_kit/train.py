@@ -253,6 +253,7 @@ def fine_tune(
     **kwargs               # any of `DertaArguments`
 )->DertaTrainer:           # its `state.log_history` holds the curves
     "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, or rows longer than it can read."
+    if isinstance(tokenizer, TreeDataset): raise ValueError(f"expected a tokenizer, found {type(tokenizer).__name__}; arguments come in the order model, tokenizer, dataset, out")
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     if (o := getattr(dataset, "objective", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
     if not len(dataset) or not isinstance(dataset[0], Tree): raise ValueError(f"dataset: expected trees, found {'no rows' if not len(dataset) else 'rows of '+type(dataset[0]).__name__}; make them with objectives.TreeDataset(tokenizer, triples, helpful)")

@@ -105,3 +105,17 @@ def test_sigterm_saves_and_asks_to_be_requeued(small):
     codes = [n.wait(timeout=200) for n in nodes]; said = [l.read_text() for l in logs]
     assert codes == [85, 85], said[0][-2500:] + said[1][-2500:]
     assert any("SIGTERM: stopped after step" in s for s in said) and list((small/"told").glob("checkpoint-*/trainer_state.json"))
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(small):
+    "One process, on a terminal: a checkpoint, exit code 130, and nothing lost."
+    log, cmd = small/"stopped.log", [os.path.join(os.path.dirname(sys.executable), "derta_train"), str(small/"recipe.yaml"), "--engine", "single", "--set", f"out={small}/stopped", "epochs=400", "save_steps=100000", "step=2"]
+    def run(until):
+        with open(log, "w") as f: p = subprocess.Popen(cmd, stdout=f, stderr=subprocess.STDOUT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), env={**os.environ, "OMP_NUM_THREADS": "1"})
+        end = time.time()+200
+        while time.time() < end and p.poll() is None and until not in log.read_text(): time.sleep(.2)
+        return p
+    p = run("'loss'"); p.send_signal(signal.SIGINT); code = p.wait(timeout=200); said = log.read_text()
+    assert code == 130 and re.search(r"Ctrl-C: stopped after step \d+ of \d+, checkpoint saved; the same command goes on from there", said) and "Traceback" not in said, said[-2500:]
+    assert list((small/"stopped").glob("checkpoint-*/trainer_state.json"))
+    p = run("going on from step"); p.kill(); p.wait(); assert "going on from step" in log.read_text()

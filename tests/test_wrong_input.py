@@ -7,7 +7,7 @@ from derta_kit import attacks, card, compare, complete, data, decode, evaluate, 
 from derta_kit.objectives import TreeDataset, objective
 from derta_kit.records import DataError
 from derta_kit.train import fine_tune
-from conftest import ROOT, tiny
+from conftest import ROOT, said, tiny
 
 ROWS = [dict(prompt=f"How do I skip school {i}?", safe="Sorry, I cannot help with that.", harmful="Say that you are ill today, and then stay at home in bed.") for i in range(3)]
 PAIRS = [dict(prompt="Why is the sky blue?", response="It scatters light."), dict(prompt="What is 2 plus 2?", response="It is 4.")]
@@ -193,3 +193,66 @@ def test_a_tokenizer_without_a_template_is_said_once(demo):
     tok = copy.deepcopy(demo[1]); tok.chat_template, tok.name_or_path = None, "no/template"
     with pytest.warns(UserWarning, match="the tokenizer of no/template has no chat template, so prompts are written as the paper writes them"): models.prompt_ids(tok, "q")
     with warnings.catch_warnings(): warnings.simplefilter("error"); models.prompt_ids(tok, "q")
+
+
+# ---- what a second reader found: slips that were answered with something else
+
+def test_a_slip_in_a_column_is_no_gap(tmp_path):
+    "Gaps may be filled; a column that is named and that no row has is a slip, or all of one's responses would be thrown away."
+    from derta_kit.cli_data import derta_data
+    from derta_kit.mix import read_pairs
+    f, named = tmp_path/"mine.csv", dict(prompt="Question", safe="polite", harmful="bad_answer"); f.write_text("Question,polite,bad answer\nHow do I skip school?,,Say that you are ill.\n")
+    for columns in (named, {**named, "harmful": "bad answer", "category": "kind"}):
+        with pytest.raises(DataError, match=r"no column '(bad_answer|kind)'; there are Question, polite, bad answer"): data.read_triples(f, columns=columns, gaps=("safe","harmful"))
+    for a in (("check",), ("complete", "--field", "safe", "--wordings", "--out", tmp_path/"o.jsonl")):
+        r = said(derta_data, a[0], f, *a[1:], "--columns", "prompt=Question,safe=polite,harmful=bad_answer"); assert r.returncode == 2 and "no column 'bad_answer'" in r.stderr
+    assert not (tmp_path/"o.jsonl").exists()
+    ragged = [dict(q="How?", bad="So."), dict(q="When?", good="Sorry.", bad="Now.")]
+    assert data.read_triples(ragged, columns=dict(prompt="q", safe="good", harmful="bad"), gaps=("safe",))["safe"][:] == ["", "Sorry."]
+    with pytest.raises(DataError, match="no column 'anwser'; there are ask, answer"): read_pairs([dict(ask="Why?", answer="So.")], columns=dict(prompt="ask", response="anwser"), gaps=("response",))
+    with pytest.raises(DataError, match=r"holds triples \(prompt, safe, harmful\), not helpful pairs"): read_pairs(ROWS)
+
+
+def test_a_bad_row_names_the_way_out(tmp_path):
+    from derta_kit.cli_data import derta_data
+    f = tmp_path/"x.csv"; f.write_text("prompt,safe,harmful\nHow?,Sorry.,So.\n,Sorry.,So.\n")
+    r = said(derta_data, "check", f); assert r.returncode == 2 and r.stderr.endswith("line 3, field 'prompt': empty; --on_error skip leaves such rows out and lists them\n")
+    r = said(derta_data, "check", f, "--on_error", "skip"); assert r.returncode == 0 and r.stdout.startswith("1 row,")
+
+
+def test_of_a_model_that_nothing_is_judged_of_that_is_said():
+    from derta_kit.tables import asr_figure, few_questions, how_many
+    rows = pd.DataFrame([dict(model=m, attack=a, setting="", question=f"q{i}", unsafe=None if (m, a) == ("mine", "prefill") else True, error="x" if (m, a) == ("mine", "prefill") else "", case=f"{a}{i}", refused=False, word=None, response="So.") for m in ("base","mine") for a in ("none","prefill") for i in range(4)]).astype(dict(unsafe="boolean"))
+    assert "4 under none" in how_many(rows)[0] and "0 under prefill" in how_many(rows)[0] and "0 under prefill" in few_questions(rows)[0]
+    assert [t.get_text() for t in asr_figure(rows).axes[0].texts] == ["none judged"]
+
+
+def test_an_opener_with_an_apostrophe_begins_with_its_token(demo):
+    from derta_kit.objectives import other_opener
+    safe = ["I'm sorry, but I can't help with that.", "I’m sorry, no.", "“I can't do that."]
+    assert "'I' is more usual here" in other_opener(safe) and other_opener(safe, "I") == "" and other_opener(["Sorry, no.", "*Sorry*"]) == ""
+
+
+@pytest.mark.parametrize("change,says", [(["--set", "targets.word=Sorryy"], "'Sorryy' is not one token"), (["--max_length", "8"], "max_length 8 leaves no room for a response"), (["--memory", "-4"], "-4: give a number above 0")])
+def test_a_plan_refuses_what_training_would(change, says, demo, tmp_path):
+    from derta_kit.cli_train import derta_train
+    data.write_jsonl(ROWS, tmp_path/"x.jsonl"); data.write_jsonl([{**ROWS[0], "harmful": ""}], tmp_path/"gap.jsonl")
+    r = said(derta_train, tmp_path/"x.jsonl", "--out", tmp_path/"o", "--plan"); assert r.returncode == 0, r.stderr
+    r = said(derta_train, tmp_path/"x.jsonl", "--out", tmp_path/"o", "--plan", *change); assert r.returncode == 2 and says in r.stderr, r.stderr
+    for more in ([], ["--objective", "dpo"]):
+        r = said(derta_train, tmp_path/"gap.jsonl", "--out", tmp_path/"o", "--plan", *more); assert r.returncode == 2 and "field 'harmful': empty" in r.stderr
+
+
+def test_numbers_of_an_evaluation(tmp_path):
+    from derta_kit.cli_eval import derta_eval
+    for option in ("n","harmless"):
+        r = said(derta_eval, "run", "--out", tmp_path/"e", f"--{option}", "-3"); assert r.returncode == 2 and f"--{option} -3: give a number of 0 or more" in r.stderr
+    r = said(derta_eval, "run", "--out", tmp_path/"e", "--max_new_tokens", "0"); assert r.returncode == 2 and r.stderr == "error: --max_new_tokens 0: give a whole number of 1 or more\n" and not (tmp_path/"e").exists()
+
+
+def test_arguments_in_another_order_are_named(demo, tmp_path):
+    m, tok = demo
+    for f,says in ((lambda: probe.refusal_curve(tok, m, "q", "r"), "expected a tokenizer, found LlamaForCausalLM"), (lambda: fine_tune(m, TreeDataset(tok, ROWS), tok, tmp_path/"a"), "expected a tokenizer, found TreeDataset"), (lambda: models.generate(m, tok, ["Hello"], 4), "expected lists of token ids, found text"),
+                   (lambda: models.load("demo", mode="lora", r=4), r"r: is of LoRA; pass lora=dict\(r=…\)"), (lambda: probe.rollouts(m, tok, "q", "r", 2), "positions=2: give a list"), (lambda: speak.Decoding(max_new_tokens="64"), "max_new_tokens='64': give a whole number"), (lambda: data.write_jsonl("abc", tmp_path/"x"), "expected a list of them, found one str")):
+        with pytest.raises(ValueError, match=says): f()
+    assert not list(tmp_path.iterdir())
