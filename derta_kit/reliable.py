@@ -109,7 +109,9 @@ class LeaveOnSigterm(TrainerCallback):
     def _tell(self, by, _):
         self.told, self.by = True, by
         if by==signal.SIGINT: signal.signal(by, self.was[by]); print("\nCtrl-C: this step is finished and a checkpoint saved; again to stop at once.", file=sys.stderr, flush=True)
-    def on_train_begin(self, args, state, control, **kwargs): self.was = {s: signal.signal(s, self._tell) for s in (signal.SIGTERM, signal.SIGINT)[:1+(args.world_size < 2)]}
+    def on_train_begin(self, args, state, control, **kwargs):
+        hears = args.world_size < 2 and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None)     # a job in the background does not
+        self.was = {s: signal.signal(s, self._tell) for s in (signal.SIGTERM, signal.SIGINT)[:1+hears]}
     def _as_before(self):
         for s,f in self.was.items(): signal.signal(s, f)
 

@@ -92,7 +92,7 @@ def _fewest(rows):
     "(responses and questions judged under each attack, of the model with the fewest; whether all have as many); harmless questions are judged by nobody."
     judged = rows[rows.unsafe.notna()] if "unsafe" in rows else rows[:0]
     k = judged.groupby(["attack","model"], sort=False).question.agg(["size","nunique"])
-    k = k.reindex(pd.MultiIndex.from_product([judged.attack.unique(), rows.model.unique()], names=["attack","model"]), fill_value=0).groupby("attack", sort=False)
+    k = k.reindex(pd.MultiIndex.from_frame(rows.loc[rows.attack.isin(judged.attack), ["attack","model"]].drop_duplicates()), fill_value=0).groupby("attack", sort=False)
     return k.min(), bool((k.min()==k.max()).all(axis=None))
 
 def how_many(

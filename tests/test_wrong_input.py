@@ -224,6 +224,7 @@ def test_of_a_model_that_nothing_is_judged_of_that_is_said():
     from derta_kit.tables import asr_figure, few_questions, how_many
     rows = pd.DataFrame([dict(model=m, attack=a, setting="", question=f"q{i}", unsafe=None if (m, a) == ("mine", "prefill") else True, error="x" if (m, a) == ("mine", "prefill") else "", case=f"{a}{i}", refused=False, word=None, response="So.") for m in ("base","mine") for a in ("none","prefill") for i in range(4)]).astype(dict(unsafe="boolean"))
     assert "4 under none" in how_many(rows)[0] and "0 under prefill" in how_many(rows)[0] and "0 under prefill" in few_questions(rows)[0]
+    assert "4 under prefill" in how_many(rows[(rows.model != "mine") | (rows.attack != "prefill")])[0], "not asked is not judged by nobody"
     assert [t.get_text() for t in asr_figure(rows).axes[0].texts] == ["none judged"]
 
 
