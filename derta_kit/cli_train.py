@@ -67,10 +67,14 @@ def _rows_said(r, triples, pairs, n):
     return f"{_count(n, 'triple')} and {_count(len(pairs), 'helpful pair')} to train on" + (f"; {_count(len(triples)-n, 'triple')} kept back {use} (held_out)" if n < len(triples) else "")
 
 # %% ../nbs/14b_train_cli.ipynb #adeabec2
-def _ungated(triples, n):
-    "How many of the first `n` triples would teach badly by themselves."
+def _notes(r, triples, n):
+    "What there is to say of the data before it is trained on."
     from derta_kit.gates import DROP, row_gates
-    return sum(bool({*row_gates(row)} & {*DROP}) for row in triples.select(range(n)))
+    from derta_kit.records import _count
+    flags = [{*row_gates(row)} & {*DROP} for row in triples.select(range(n))]; k = sum(map(bool, flags))
+    if n and all({"refuses","complies"} <= f for f in flags): yield "note: every harmful response refuses, and no safe one does: are the two columns exchanged?"
+    elif k: yield f"note: {k} of {_count(n, 'triple')} would not pass the gates (r̂ refuses, r does not, or they have few words): derta_data check says which, derta_data gate drops them"
+    if not r.helpful and r.objective!="dpo": yield "note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too"
 
 def _fit(r, args, triples, pairs, n):
     "Train with trees, and return the trainer."
@@ -129,7 +133,6 @@ def run_recipe(
     import torch
     from derta_kit import recipes as R, reliable as S
     from derta_kit.data import data_hash
-    from derta_kit.records import _count
     from transformers import set_seed
     triples, pairs, n = _data(recipe)
     hashes = {k: data_hash(v) for k,v in dict(triples=triples, helpful=pairs).items()}
@@ -137,8 +140,7 @@ def run_recipe(
     if os.environ.get("RANK", "0")=="0":
         _own(recipe, hashes)
         print(_rows_said(recipe, triples, pairs, n), flush=True)
-        if k := _ungated(triples, n): print(f"note: {k} of {_count(n, 'triple')} would not pass the gates (r̂ refuses, r does not, or they have few words): derta_data check says which, derta_data gate drops them", file=sys.stderr)
-        if not recipe.helpful and recipe.objective!="dpo": print("note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too", file=sys.stderr)
+        for note in _notes(recipe, triples, n): print(note, file=sys.stderr)
     world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(recipe, world, not torch.accelerator.is_available())
     with S.saved_from_full_disk(recipe.out), S.explained_memory(recipe, world):
         tr = _prefer(recipe, args, triples, n) if recipe.objective=="dpo" else _fit(recipe, args, triples, pairs, n)
@@ -171,7 +173,9 @@ def _plan(r, device, devices, memory, offload):
     from derta_kit.plan import plan
     rows, mean, said = 0, 0, ""
     try:
-        triples, pairs, n = _data(r); _trainable(r, triples, pairs); words = lambda rows, *cs: sum(len(x.split()) for c in cs for x in rows[c])
+        triples, pairs, n = _data(r); _trainable(r, triples, pairs)
+        for note in _notes(r, triples, n): print(note, file=sys.stderr)
+        words = lambda rows, *cs: sum(len(x.split()) for c in cs for x in rows[c])
         said = "\n"+_rows_said(r, triples, pairs, n); rows = n+len(pairs); mean = min(r.max_length, int(1.35*(words(triples, "prompt","harmful") + r.cuts*words(triples, "safe") + (words(pairs, "prompt","response") if len(pairs) else 0))/max(len(triples)+len(pairs), 1)) + 20)
     except OSError as e: print(f"note: the data cannot be read here ({e}), so hours are for a thousand steps of half-long rows\n", file=sys.stderr)
     return f"{plan(r, devices or int(os.environ.get('WORLD_SIZE', 1)), device, memory, rows, mean, offload)}{said}"

@@ -19,7 +19,7 @@ from .data import data_hash, demo_data
 from .layouts import _filled
 from .judges import RuleJudge
 from .models import atomically
-from .origins import trained, trained_on
+from .origins import trained, trained_on, trained_word
 from .probe import refusal_curves
 from .records import _count
 from .refusals import find_refusal, stutters
@@ -180,17 +180,23 @@ class Evaluation:
     def __repr__(self): return f"Evaluation of {', '.join(self.record['models'])}: {_count(len(self.rows), 'response')}, {_count(int((self.rows.error!='').sum()), 'error')}, in {self.folder.name}"
 
 # %% ../nbs/12c_evaluate.ipynb #2e1503ad
-def _read_texts(asked, name, who, helpful, curves, kept, desc=None):
+def _word_of(models):
+    "name → word of the refusal token that its curves are of: what it was taught; of others what all of those were, or Sorry."
+    mine = {n: w for n,m in models.items() if (f := _folder(m)) and (w := trained_word(f))}
+    one = next(iter(mine.values())) if len({*mine.values()})==1 else "Sorry"
+    return {n: mine.get(n, one) for n in models}
+
+def _read_texts(asked, name, who, helpful, curves, kept, word="Sorry", desc=None):
     "Perplexity of helpful text and curves in harmful one, for a local model."
     out = {}
     if isinstance(m := asked.models[name], (Endpoint, Recheck)): return out
     for what,rows,field_ in (("perplexity", helpful, "response"), ("curves", curves, "harmful")):
         if not rows: continue
-        k = _key(what, who, [[r["prompt"], r[field_]] for r in rows])
+        k = _key(what, who, [[r["prompt"], r[field_]] for r in rows], *([word] if what=="curves" and word!="Sorry" else []))
         if (v := kept.get(k)) is None:
-            with asked.lms.use(name) as lm: c = refusal_curves(lm, asked.lms.tok, [r["prompt"] for r in rows], [r[field_] for r in rows], desc=None if desc is None else f"{desc}{name}: {what}")
+            with asked.lms.use(name) as lm: c = refusal_curves(lm, asked.lms.tok, [r["prompt"] for r in rows], [r[field_] for r in rows], word, desc=None if desc is None else f"{desc}{name}: {what}")
             kept.put(k, v := perplexity(c) if what=="perplexity" else [x.prob.round(4).tolist() for x in c])
-        out[what] = v
+        out |= {what: v} | ({"word": word} if what=="curves" else {})
     return out
 
 # %% ../nbs/12c_evaluate.ipynb #194a4b6a
@@ -256,11 +262,11 @@ def evaluate(
     if not cases: raise ValueError("no cases to ask; give attacks, and questions for those that are names")
     settings = dict(base=base if isinstance(base, str) and not isinstance(models, Models) else "", judges=[j.name for j in judges], decoding=asdict(decoding), attacks=sorted({(c.attack, c.setting) for c in cases}), cases=_key(*cases)[:16], helpful=data_hash(helpful) if helpful else None)
     if new := _changed(out, named, settings): warnings.warn(f"{out} holds a run with other settings: {', '.join(new)}; its tables and pages are written anew, and what was answered there stays known", stacklevel=2)
-    asked, said, info, known = _Asked(models, base, **kwargs), {}, {}, _known(named, cases, taught)
+    asked, said, info, known, word = _Asked(models, base, **kwargs), {}, {}, _known(named, cases, taught), _word_of(named)
     with Kept(out/"kept.sqlite") as kept:
         for n in named:
             said[n], who = _responses(asked, n, cases, decoding, kept, slots, desc)
-            info[n] = dict(identity=who, source=_source(named[n]), trained=(trained(f) if (f := _folder(named[n])) else {}) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept, desc))
+            info[n] = dict(identity=who, source=_source(named[n]), trained=(trained(f) if (f := _folder(named[n])) else {}) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept, word[n], desc))
         df = _judged(_frame(named, cases, said, {n: [asked.begun(n, c) for c in cases] for n in named}), cases, judges, kept, desc)
     rec = record(models=info, about={j.name: about for j in judges if (about := getattr(j, "about", ""))}, **settings)
     with atomically(out/"rows.parquet") as p: df.to_parquet(p, index=False)

@@ -194,6 +194,7 @@ def gate(
 )->Gated:
     "Flag every row by every gate, drop what `drop` names, and say so; `ValueError` for a name that no gate has."
     triples = _triples_of(triples)
+    drop = (drop,) if isinstance(drop, str) else drop
     if wrong := set(drop)-set(GATES): raise ValueError(f"drop={', '.join(sorted(wrong))!r}: use {', '.join(GATES)}")
     flags, why = _flags(triples, Contamination(evaluation_sets() if sets is None else sets), threshold, desc, **kwargs)
     dropped = sorted(i for i,f in flags.items() if set(f) & set(drop))

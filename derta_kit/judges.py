@@ -51,6 +51,7 @@ class Judge:
         prefill:str="",         # text put into the model's mouth
     )->Verdict:
         "Judge one response; `prefill` is what was put into the model's mouth."
+        if not isinstance(prompt, str): raise ValueError(f"prompt: expected one text, found {type(prompt).__name__}; for several there is many(rows)")
         return self.many([dict(prompt=prompt, response=response, attack=attack, prefill=prefill)])[0]
 
 # %% ../nbs/11_judges.ipynb #cc189b83

@@ -16,7 +16,7 @@ from .layouts import _gap
 from .models import prompt_ids, response_end, text_ids
 from .prefix_tree import Target, Tree, collate
 from .records import DataError, RowNumber, _count, _listed
-from .refusals import refusal_token_id
+from .refusals import find_refusal, refusal_token_id
 
 # %% ../nbs/04_objectives.ipynb #541dc332
 KINDS = ("helpful", "mle", "rto")    # whose target it is, for reporting the losses apart
@@ -187,7 +187,8 @@ def other_opener(
     word:str="Sorry",  # the refusal token's word
 )->str:                # a sentence, or nothing
     "What to say where most safe responses begin with another word than the refusal token's, which is taught at every position of r̂."
-    first = Counter(m[0] if (m := re.search(r"[^\W_]+", x[:80])) else "" for x in safe if x); w, n = word, first.total()      # "I'm" begins with the token I
+    opens = lambda x: m[0] if (m := re.search(r"[^\W_]+", x[:80])) else ""      # "I'm" begins with the token I
+    first = Counter(f for x in safe if x and ((f := opens(x))==word or find_refusal(x[:400]))); w, n = word, first.total()      # what is no refusal has no opener
     if first[w] >= n/2: return ""
     other, k = next(((x, k) for x,k in first.most_common() if x!=w), ("", 0))
     return (f"{first[w]} of {n} safe responses begin with {w!r}, which is taught at every position of r̂" + (f"; {other!r} is more usual here. " if k > max(first[w], 1) else ". ") +

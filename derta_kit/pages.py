@@ -97,7 +97,11 @@ def figures(
     r, out = evaluation.rows, {}
     if r.get("unsafe", pd.Series(dtype="boolean")).notna().any(): out["attack success"] = asr_figure(r)
     if r.refused.notna().any(): out["where refusals stand"] = position_figure(_harmful(r))
-    if c := {n: [np.array(x) for x in m["curves"]] for n,m in evaluation.record["models"].items() if m.get("curves")}: out["curves"] = bias_figure(c)
+    ms = {n: m for n,m in evaluation.record["models"].items() if m.get("curves")}; words = {m.get("word", "Sorry") for m in ms.values()}
+    label = lambda n, m: n if len(words)==1 else f"{NAMES.get(n, n)}: {m.get('word', 'Sorry')!r}"
+    if ms:
+        out["curves"] = bias_figure({label(n, m): [np.array(x) for x in m["curves"]] for n,m in ms.items()})
+        out["curves"].axes[0].set(ylabel=f"P({next(iter(words))!r})" if len(words)==1 else "P(refusal token)")
     return out
 
 # %% ../nbs/13c_pages.ipynb #e3b25145

@@ -16,7 +16,7 @@ from .models import atomically, prompt_ids, text_ids
 from .monitor import TrainingMonitor
 from .plots import _png
 from .probe import RefusalCurve, rollouts, talk, token_text
-from .records import _count
+from .records import _count, _listed
 from .refusals import OPENERS, find_refusal, stutters
 from .strip import TokenStrip, _look, _model_view, _parts, _view, save_page, strip_figure, visible
 
@@ -40,7 +40,7 @@ class Explorer(W.VBox):
     ):
         self.ms = models if isinstance(models, Models) else Models(dict(model=models) if isinstance(models, tuple) else models, base)
         if not 1 <= len(list(self.ms)) <= 3: raise ValueError(f"the explorer shows one to three models, not {len(list(self.ms))}")
-        self.examples = list(demo_data()["harmful_eval"] if examples is None else examples)
+        self.examples = list(demo_data()["harmful_eval"] if examples is None else _listed(examples, "examples"))
         self.how = dict(openers=openers, word=word, max_tokens=max_tokens, top=6)
         self.max_new_tokens, self.show = max_new_tokens, show_harmful
         self.comparison, self.asked, self.response, self.ids, self.tracks, self.said = None, "", "", [], {}, {}

@@ -257,3 +257,36 @@ def test_arguments_in_another_order_are_named(demo, tmp_path):
                    (lambda: models.load("demo", mode="lora", r=4), r"r: is of LoRA; pass lora=dict\(r=…\)"), (lambda: probe.rollouts(m, tok, "q", "r", 2), "positions=2: give a list"), (lambda: speak.Decoding(max_new_tokens="64"), "max_new_tokens='64': give a whole number"), (lambda: data.write_jsonl("abc", tmp_path/"x"), "expected a list of them, found one str")):
         with pytest.raises(ValueError, match=says): f()
     assert not list(tmp_path.iterdir())
+
+
+# ---- a third reader
+
+def test_curves_are_of_the_word_that_an_adapter_was_taught(demo, tmp_path):
+    "An adapter that was taught I is not drawn as one that never says Sorry."
+    import json
+    from derta_kit.origins import trained_word
+    from derta_kit.pages import figures
+    (tmp_path/"mine").mkdir(); (tmp_path/"mine"/"run.json").write_text(json.dumps(dict(objective=dict(word="I")))); assert trained_word(tmp_path/"mine") == "I"
+    assert evaluate._word_of(dict(base=None, mine=tmp_path/"mine")) == dict(base="I", mine="I") and evaluate._word_of(dict(base=None, m=demo)) == dict(base="Sorry", m="Sorry")
+    (tmp_path/"other").mkdir(); (tmp_path/"other"/"run.json").write_text(json.dumps(dict(recipe=dict(targets=dict(word="No"))))); assert evaluate._word_of(dict(base=None, mine=tmp_path/"mine", other=tmp_path/"other")) == dict(base="Sorry", mine="I", other="No")
+    asked = SimpleNamespace(models=dict(m=demo), lms=compare.Models(dict(m=demo))); kept = {}
+    read = lambda w: evaluate._read_texts(asked, "m", "who", [], ROWS[:1], SimpleNamespace(get=kept.get, put=kept.__setitem__), w)
+    a, b = read("I"), read("Sorry"); assert a["word"] == "I" and b["word"] == "Sorry" and len(kept) == 2
+    assert np.allclose(a["curves"][0], probe.refusal_curve(*demo, ROWS[0]["prompt"], ROWS[0]["harmful"], word="I").prob, atol=1e-4)
+    page = lambda **ms: figures(SimpleNamespace(rows=pd.DataFrame(dict(refused=[None])), record=dict(models=ms)))["curves"].axes[0]
+    assert page(m=a).get_ylabel() == "P('I')" and [t.get_text() for t in page(m=a, n=b).get_legend().get_texts()] == ["m: 'I'", "n: 'Sorry'"]
+
+
+def test_exchanged_columns_are_named(tmp_path):
+    from derta_kit.cli_train import derta_train
+    from derta_kit.objectives import other_opener
+    rows = [dict(prompt=f"How do I skip school {i}?", safe="Call in sick, and stay at home for all of the day.", harmful="Sorry, I cannot help with that, since it is not allowed.") for i in range(12)]
+    data.write_jsonl(rows, tmp_path/"x.jsonl"); assert other_opener([r["safe"] for r in rows]) == ""
+    r = said(derta_train, tmp_path/"x.jsonl", "--out", tmp_path/"o", "--plan"); assert r.returncode == 0 and "are the two columns exchanged?" in r.stderr and "no helpful pairs" in r.stderr and "more usual" not in r.stderr
+
+
+def test_several_questions_are_not_one(demo):
+    from derta_kit.widgets import Explorer
+    with pytest.raises(ValueError, match=r"prompt: expected one text, found list; for several there is many\(rows\)"): judges.RuleJudge()(["q"], ["r"])
+    assert gates.gate(ROWS, drop="missing", sets={}).dropped == []
+    assert Explorer(demo, "q", "Sure, here.", examples=DF, openers=None).examples == ROWS
