@@ -188,9 +188,13 @@ def other_opener(
 )->str:                # a sentence, or nothing
     "What to say where most safe responses begin with another word than the refusal token's, which is taught at every position of r̂."
     opens = lambda x: m[0] if (m := re.search(r"[^\W_]+", x[:80])) else ""      # "I'm" begins with the token I
-    first = Counter(f for x in safe if x and ((f := opens(x))==word or find_refusal(x[:400]))); w, n = word, first.total()      # what is no refusal has no opener
+    first, refusing, w = Counter(), Counter(), word
+    for x in filter(None, safe):
+        first[f := opens(x)] += 1
+        if f!=w and find_refusal(x[:400]): refusing[f] += 1      # what is no refusal has no opener to recommend
+    n = first.total()
     if first[w] >= n/2: return ""
-    other, k = next(((x, k) for x,k in first.most_common() if x!=w), ("", 0))
+    other, k = next(iter(refusing.most_common()), ("", 0))
     return (f"{first[w]} of {n} safe responses begin with {w!r}, which is taught at every position of r̂" + (f"; {other!r} is more usual here. " if k > max(first[w], 1) else ". ") +
             "Let them begin with one word, and name it: word=… of the objective, targets.word of a recipe (derta_train --set targets.word=…)")
 

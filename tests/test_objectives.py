@@ -13,7 +13,7 @@ tree = lambda name, seed=0, **kw: triple_tree(Q, R, H, 9, objective(name, **kw),
 def test_another_opener_is_said():
     from derta_kit.objectives import other_opener
     assert other_opener(["Sorry, no.", "Sorry", "", "I can't."]) == "" == other_opener([])
-    assert other_opener(["Sorry, no.", "I'd rather not.", "I won't", "I would"]).startswith("1 of 4 safe responses begin with 'Sorry', which is taught at every position of r̂; 'I") and other_opener(["I won't", "I", "I no"], "I") == ""
+    assert other_opener(["Sorry, no.", "I'd rather not.", "I cannot help with that.", "I can't help with this."]).startswith("1 of 4 safe responses begin with 'Sorry', which is taught at every position of r̂; 'I") and other_opener(["I won't", "I", "I no"], "I") == ""
 
 
 def test_targets_of_each_objective():
@@ -44,7 +44,7 @@ def test_one_word_responses(demo):
 
 def test_another_first_word_than_is_taught_is_said(demo):
     import warnings
-    rows = [dict(prompt="a", harmful="b", safe=s) for s in ("I can't help with that.", "I won't.", "Sorry, no.")]
+    rows = [dict(prompt="a", harmful="b", safe=s) for s in ("I can't help with that.", "I cannot help with this.", "Sorry, no.")]
     with pytest.warns(UserWarning, match="1 of 3 safe responses begin with 'Sorry'.*'I' is more usual"): TreeDataset(demo[1], rows, objective=objective("derta"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -100,7 +100,7 @@ def test_packing_keeps_every_target():
     assert flat(rows) == flat(trees) and max(map(len, rows)) <= 90 and sum(map(len, rows)) < sum(map(len, trees))
 
 
-@pytest.mark.parametrize("safe,says", [(["Sorry, a","I b","I c","I d"], "'I' is more usual"), (["Sorry, a","Sorry b","I c","I d","No","We"], None), (["Reading this"], None), (["Sorry, a","I b"], "")])
+@pytest.mark.parametrize("safe,says", [(["Sorry, a","I can't help with b.","I can't help with c."], "'I' is more usual"), (["Sorry, a","Sorry b","I c","I d","No","We"], None), (["Reading this"], None), (["Call b","Call c","Call d"], None), (["Sorry, a","I b"], "")])
 def test_another_opener_is_named_only_where_it_is_more_usual(safe, says):
     from derta_kit.objectives import other_opener
     said = other_opener(safe); assert (said == "") if says == "" else (says in said if says else said and "more usual" not in said)

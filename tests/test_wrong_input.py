@@ -281,7 +281,7 @@ def test_exchanged_columns_are_named(tmp_path):
     from derta_kit.cli_train import derta_train
     from derta_kit.objectives import other_opener
     rows = [dict(prompt=f"How do I skip school {i}?", safe="Call in sick, and stay at home for all of the day.", harmful="Sorry, I cannot help with that, since it is not allowed.") for i in range(12)]
-    data.write_jsonl(rows, tmp_path/"x.jsonl"); assert other_opener([r["safe"] for r in rows]) == ""
+    data.write_jsonl(rows, tmp_path/"x.jsonl"); assert "more usual" not in other_opener([r["safe"] for r in rows])
     r = said(derta_train, tmp_path/"x.jsonl", "--out", tmp_path/"o", "--plan"); assert r.returncode == 0 and "are the two columns exchanged?" in r.stderr and "no helpful pairs" in r.stderr and "more usual" not in r.stderr
 
 
