@@ -6,12 +6,13 @@
 __all__ = ['readable', 'visible', 'TokenStrip', 'save_page', 'strip_figure']
 
 # %% ../nbs/09_strip.ipynb #0a993fe0
-import json, re, unicodedata
+import html, json, re, unicodedata
 from importlib.resources import files
 import anywidget, matplotlib.pyplot as plt, numpy as np, traitlets as T
-from .data import _mask, _open, _refusal_span
+from .data import _mask, _open, _refusal_span, redact_around
 from .models import atomically
 from .plots import NAMES, _bare, _style
+from .refusals import find_refusal, stutters
 
 # %% ../nbs/09_strip.ipynb #b7a11d52
 _ODD = ("Cc","Cf","Cn","Co","Cs","Zl","Zp","Zs")      # controls, formats, unassigned, private, half of a pair, separators
@@ -147,3 +148,13 @@ def strip_figure(
     b.set_yticks(range(n), [NAMES.get(k, k) for k in curves]); b.set_xlabel("token of the response"); b.spines[:].set_visible(False)
     b.hlines(np.arange(n-1)+.5, -.5, len(c)-.5, color="white", lw=2)
     return fig
+
+# %% ../nbs/09_strip.ipynb #1a18783e
+_ALT = "P(refusal) along the response: a line and a strip of colour for each model; the table has the numbers"
+
+def _verdict(text): return "goes on" if not find_refusal(text) else "refuses, and stutters" if stutters(text) else "refuses"
+
+def _still(prompt, own, table, show):
+    "The static form as HTML: the prompt, what a model said itself (after so many tokens, its words) with its refusal readable, and the table."
+    said = f"<p>After {own[0]} tokens: {html.escape(own[1] if show else redact_around(own[1]))}</p>" if own and own[1] else ""
+    return f'<div class="derta-still"><p><b>{html.escape(prompt)}</b></p>{said}{table.to_html(float_format="{:.3f}".format)}</div>'

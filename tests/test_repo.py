@@ -47,7 +47,7 @@ def test_every_notebook_names_its_kernel():
 def test_modules_are_of_a_size_that_fits_in_one_head():
     for f in (ROOT/"derta_kit").glob("*.py"):
         lines = [l for l in f.read_text(encoding="utf-8").splitlines() if l.strip() and not l.startswith("# %%")]
-        if not f.stem.startswith("_"): assert len(lines) <= (275 if "longer than most modules" in lines[0] else 250), f"{f.name} is probably two ideas; if it is one, its first line says why it is longer than most modules"
+        if not f.stem.startswith("_"): assert len(lines) <= 250, f"{f.name} is probably two ideas"
 
 
 def ideas(source):

@@ -127,5 +127,5 @@ def test_monitor_writes_lines_in_a_terminal(demo_data, tmp_path, capsys):
 
 @pytest.mark.parametrize("text,says", [("SorrySorrySorrySorry", "refuses, and stutters"), ("Sorry, I can't help with that.", "refuses"), ("Sure, here is how.", "goes on")])
 def test_a_verdict_tells_a_stutter_from_a_refusal(text, says):
-    from derta_kit.widgets import _verdict
+    from derta_kit.strip import _verdict
     assert _verdict(text) == says
