@@ -93,15 +93,15 @@ def data_check(
 ):
     "Read SOURCE, triples or helpful pairs, run all gates on triples, and say what it holds and what is wrong with it; writes nothing."
     if "response" in _columns(columns) or (not columns and _holds_pairs(source, split)): return print(*_pairs_said(source, on_error, columns, split), sep="\n")
-    from derta_kit.gates import gate
+    from derta_kit.gates import exchanged, gate
     from derta_kit.data import data_hash
     from derta_kit.objectives import other_opener
     from derta_kit.records import _count
     ds = _read(source, on_error, columns, split, ("safe","harmful"))
     filled = {c: [len(x.split()) for x in ds[c] if x] for c in ("prompt","safe","harmful")}
     print(f"{_count(len(ds), 'row')}, hash {data_hash(ds)}; " + "; ".join(f"{c}: {len(n)} of them, {sum(n)/len(n):.0f} words on average" if n else f"{c}: none" for c,n in filled.items()) + "\n")
-    print(_gates_said(gate(ds, drop=()), ["flagged"]))
-    if said := other_opener(ds["safe"]): print(f"\n{said}")
+    print(_gates_said(g := gate(ds, drop=()), ["flagged"]))
+    if said := exchanged([g.flags.get(i, ()) for i in range(len(ds))]) or other_opener(ds["safe"]): print(f"\n{said}")
     for c in ("safe","harmful"): print(*_gaps_said(k := len(ds)-len(filled[c]), f"{_count(k, 'row')} {'has' if k==1 else 'have'} no {c} response", c, source, columns, on_error), sep="", end="\n" if k else "")
 
 # %% ../nbs/14a_data_cli.ipynb #07e86e6f

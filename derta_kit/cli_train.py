@@ -69,10 +69,10 @@ def _rows_said(r, triples, pairs, n):
 # %% ../nbs/14b_train_cli.ipynb #adeabec2
 def _notes(r, triples, n):
     "What there is to say of the data before it is trained on."
-    from derta_kit.gates import DROP, row_gates
+    from derta_kit.gates import DROP, exchanged, row_gates
     from derta_kit.records import _count
     flags = [{*row_gates(row)} & {*DROP} for row in triples.select(range(n))]; k = sum(map(bool, flags))
-    if n and all({"refuses","complies"} <= f for f in flags): yield "note: every harmful response refuses, and no safe one does: are the two columns exchanged?"
+    if asks := exchanged(flags): yield f"note: {asks}"
     elif k: yield f"note: {k} of {_count(n, 'triple')} would not pass the gates (r̂ refuses, r does not, or they have few words): derta_data check says which, derta_data gate drops them"
     if not r.helpful and r.objective!="dpo": yield "note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too"
 

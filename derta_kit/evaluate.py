@@ -13,13 +13,13 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from .attacks import Case, attack
-from .compare import Models
+from .compare import Models, refusal_words
 from .complete import Endpoint, _database
 from .data import data_hash, demo_data
 from .layouts import _filled
 from .judges import RuleJudge
 from .models import atomically
-from .origins import trained, trained_on, trained_word
+from .origins import trained, trained_on
 from .probe import refusal_curves
 from .records import _count
 from .refusals import find_refusal, stutters
@@ -180,12 +180,6 @@ class Evaluation:
     def __repr__(self): return f"Evaluation of {', '.join(self.record['models'])}: {_count(len(self.rows), 'response')}, {_count(int((self.rows.error!='').sum()), 'error')}, in {self.folder.name}"
 
 # %% ../nbs/12c_evaluate.ipynb #2e1503ad
-def _word_of(models):
-    "name → word of the refusal token that its curves are of: what it was taught; of others what all of those were, or Sorry."
-    mine = {n: w for n,m in models.items() if (f := _folder(m)) and (w := trained_word(f))}
-    one = next(iter(mine.values())) if len({*mine.values()})==1 else "Sorry"
-    return {n: mine.get(n, one) for n in models}
-
 def _read_texts(asked, name, who, helpful, curves, kept, word="Sorry", desc=None):
     "Perplexity of helpful text and curves in harmful one, for a local model."
     out = {}
@@ -262,7 +256,7 @@ def evaluate(
     if not cases: raise ValueError("no cases to ask; give attacks, and questions for those that are names")
     settings = dict(base=base if isinstance(base, str) and not isinstance(models, Models) else "", judges=[j.name for j in judges], decoding=asdict(decoding), attacks=sorted({(c.attack, c.setting) for c in cases}), cases=_key(*cases)[:16], helpful=data_hash(helpful) if helpful else None)
     if new := _changed(out, named, settings): warnings.warn(f"{out} holds a run with other settings: {', '.join(new)}; its tables and pages are written anew, and what was answered there stays known", stacklevel=2)
-    asked, said, info, known, word = _Asked(models, base, **kwargs), {}, {}, _known(named, cases, taught), _word_of(named)
+    asked, said, info, known, word = _Asked(models, base, **kwargs), {}, {}, _known(named, cases, taught), refusal_words({n: _folder(m) for n,m in named.items()})
     with Kept(out/"kept.sqlite") as kept:
         for n in named:
             said[n], who = _responses(asked, n, cases, decoding, kept, slots, desc)

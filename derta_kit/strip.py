@@ -138,12 +138,12 @@ def strip_figure(
     forced=(),       # tokens after that which were put into its mouth
 )->plt.Figure:
     "P(refusal) along a response: a line a model, and a strip a model; marked, where it was pushed and where it speaks itself."
-    n, word = len(curves), next(iter(curves.values())).word
+    n, words = len(curves), {c.word for c in curves.values()}
     fig, (a, b) = plt.subplots(2, 1, figsize=(8, 2.4+.32*n), height_ratios=[2.2, .32*n], sharex=True, layout="constrained")
     for i,(k,c) in enumerate(curves.items()): a.plot(c.prob, lw=2, marker="" if len(c) > 1 else "o", **{**_style(k), "color": _look(k, i)["color"]}, label=NAMES.get(k, k))
     if forced: a.axvspan(forced[0]-.5, forced[-1]+.5, color="#E69F00", alpha=.25, lw=0, label="put in")
     if said is not None and said+len(forced) < len(c): a.axvline(said+len(forced)-.5, color="#777777", lw=1, ls=(0,(4,3)), label="its own from here")
-    _bare(a).set(ylim=(-.03,1.03), ylabel=f'P("{word}")'); fig.legend(*a.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=n+2, loc="outside upper right")
+    _bare(a).set(ylim=(-.03,1.03), ylabel=f'P("{words.pop()}")' if len(words)==1 else "P(refusal token)"); fig.legend(*a.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=n+2, loc="outside upper right")
     b.imshow(np.stack([c.prob for c in curves.values()]), aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     b.set_yticks(range(n), [NAMES.get(k, k) for k in curves]); b.set_xlabel("token of the response"); b.spines[:].set_visible(False)
     b.hlines(np.arange(n-1)+.5, -.5, len(c)-.5, color="white", lw=2)

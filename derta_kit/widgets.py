@@ -33,7 +33,7 @@ class Explorer(W.VBox):
         examples=None,             # rows with prompt and harmful to pick from; default: the demo's evaluation questions
         base="demo",               # what adapters sit on, see `compare.Models`
         openers=OPENERS,           # of the opener mass; None leaves it out, and is faster
-        word:str="Sorry",          # the refusal token's word
+        word:str|None=None,        # the refusal token's word; default: what each model was taught, see `compare.refusal_words`
         max_tokens:int=2048,       # of a response
         max_new_tokens:int=40,     # of a rollout
         show_harmful:bool=False,   # show all text from the start, and save it with the notebook
@@ -200,7 +200,7 @@ def _talk(self:Explorer, name, at, forced, most, pause=.06):
     put, drawn = list(range(at, at+len(forced))), 0
     try:
         with self._lock, self.ms.use(name) as m:
-            said = talk(m, self.tok, prompt_ids(self.tok, self.asked)+self.ids, self.how["word"], self.how["top"], most)
+            said = talk(m, self.tok, prompt_ids(self.tok, self.asked)+self.ids, self.tracks[name].word, self.how["top"], most)
             mine, read = next(said)
             while not self._stop.is_set():
                 t = forced.pop(0) if forced else mine

@@ -264,11 +264,11 @@ def test_arguments_in_another_order_are_named(demo, tmp_path):
 def test_curves_are_of_the_word_that_an_adapter_was_taught(demo, tmp_path):
     "An adapter that was taught I is not drawn as one that never says Sorry."
     import json
-    from derta_kit.origins import trained_word
+    from derta_kit.model_card import trained_word
     from derta_kit.pages import figures
     (tmp_path/"mine").mkdir(); (tmp_path/"mine"/"run.json").write_text(json.dumps(dict(objective=dict(word="I")))); assert trained_word(tmp_path/"mine") == "I"
-    assert evaluate._word_of(dict(base=None, mine=tmp_path/"mine")) == dict(base="I", mine="I") and evaluate._word_of(dict(base=None, m=demo)) == dict(base="Sorry", m="Sorry")
-    (tmp_path/"other").mkdir(); (tmp_path/"other"/"run.json").write_text(json.dumps(dict(recipe=dict(targets=dict(word="No"))))); assert evaluate._word_of(dict(base=None, mine=tmp_path/"mine", other=tmp_path/"other")) == dict(base="Sorry", mine="I", other="No")
+    assert compare.refusal_words(dict(base=None, mine=tmp_path/"mine")) == dict(base="I", mine="I") and compare.refusal_words(dict(base=None, m=demo)) == dict(base="Sorry", m="Sorry")
+    (tmp_path/"other").mkdir(); (tmp_path/"other"/"run.json").write_text(json.dumps(dict(objective=dict(word="No")))); assert compare.refusal_words(dict(base=None, mine=tmp_path/"mine", other=tmp_path/"other")) == dict(base="Sorry", mine="I", other="No")
     asked = SimpleNamespace(models=dict(m=demo), lms=compare.Models(dict(m=demo))); kept = {}
     read = lambda w: evaluate._read_texts(asked, "m", "who", [], ROWS[:1], SimpleNamespace(get=kept.get, put=kept.__setitem__), w)
     a, b = read("I"), read("Sorry"); assert a["word"] == "I" and b["word"] == "Sorry" and len(kept) == 2
@@ -277,12 +277,32 @@ def test_curves_are_of_the_word_that_an_adapter_was_taught(demo, tmp_path):
     assert page(m=a).get_ylabel() == "P('I')" and [t.get_text() for t in page(m=a, n=b).get_legend().get_texts()] == ["m: 'I'", "n: 'Sorry'"]
 
 
+def test_an_adapter_says_by_its_card_what_it_was_taught(demo, tmp_path):
+    "compare and the explorer ask an adapter for its own word, without a record of derta_train beside it."
+    from derta_kit.model_card import trained_word
+    from derta_kit.widgets import Explorer
+    model, tok = models.load("demo", mode="lora", lora=dict(r=2))
+    rows = [dict(prompt=f"How do I skip school {i}?", safe="I cannot help with that.", harmful="Call in sick, and stay at home all day.") for i in range(2)]
+    fine_tune(model, tok, TreeDataset(tok, rows, objective=objective("derta", word="I")), tmp_path/"mine", max_steps=1, logging_steps=1, disable_tqdm=True)
+    assert trained_word(tmp_path/"mine") == "I"
+    c = compare.compare(dict(base=None, mine=tmp_path/"mine"), [rows[0]["prompt"]], [rows[0]["harmful"]], base=demo, recheck="mine")
+    assert [x[0].word for x in c.curves.values()] == ["I", "I"]
+    with (ms := compare.Models(dict(base=None, mine=tmp_path/"mine"), base=models.load("demo"))).use("mine") as m:
+        assert np.allclose(c.curves["mine"][0].prob, probe.refusal_curve(m, tok, rows[0]["prompt"], rows[0]["harmful"], word="I").prob, atol=1e-4)
+        assert np.allclose(c.recheck["mine"][0], compare.recheck_curve(m, tok, rows[0]["prompt"], rows[0]["harmful"], "I"), atol=1e-4)
+    x = Explorer(ms, examples=rows, openers=None); assert x.figure().axes[0].get_ylabel() == 'P("I")'
+    assert compare.compare(ms, [rows[0]["prompt"]], [rows[0]["harmful"]], word="Sorry").curves["mine"][0].word == "Sorry"
+    (tmp_path/"mine"/"README.md").write_text("---\na: [\n---\nmine"); assert trained_word(tmp_path/"mine") is None
+
+
 def test_exchanged_columns_are_named(tmp_path):
     from derta_kit.cli_train import derta_train
     from derta_kit.objectives import other_opener
     rows = [dict(prompt=f"How do I skip school {i}?", safe="Call in sick, and stay at home for all of the day.", harmful="Sorry, I cannot help with that, since it is not allowed.") for i in range(12)]
     data.write_jsonl(rows, tmp_path/"x.jsonl"); assert "more usual" not in other_opener([r["safe"] for r in rows])
     r = said(derta_train, tmp_path/"x.jsonl", "--out", tmp_path/"o", "--plan"); assert r.returncode == 0 and "are the two columns exchanged?" in r.stderr and "no helpful pairs" in r.stderr and "more usual" not in r.stderr
+    from derta_kit.cli_data import derta_data
+    r = said(derta_data, "check", tmp_path/"x.jsonl"); assert r.returncode == 0 and "are the two columns exchanged?" in r.stdout and "more usual" not in r.stdout
 
 
 def test_several_questions_are_not_one(demo):
