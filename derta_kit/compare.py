@@ -202,9 +202,8 @@ def compare(
     _paired(prompts, responses)
     ms, recheck = models if isinstance(models, Models) else Models(models, base), (recheck,) if isinstance(recheck, str) else recheck
     if wrong := [n for n in recheck if n not in ms]: raise ValueError(f"recheck: no model is called {wrong[0]!r}; there are {', '.join(ms)}")
-    tok, word = ms.tok, {n: word for n in ms} if word else refusal_words(ms.models)
+    tok, word, ids = ms.tok, {n: word for n in ms} if word else refusal_words(ms.models), pair_ids(ms.lm, ms.tok, prompts, responses, max_tokens)
     sorry = {n: refusal_token_id(tok, w) for n,w in word.items()}
-    ids = pair_ids(ms.lm, tok, prompts, responses, max_tokens)
     curves, kl, limits = {n: [None]*len(ids) for n in ms}, {n: [None]*len(ids) for n in ms if n!="base"} if "base" in ms else {}, {}
     for n in ms:
         with ms.use(n) as m: limits[n] = tree_limit(m)
