@@ -67,6 +67,13 @@ def test_an_exported_cell_holds_one_idea():
             if c["cell_type"]=="code" and s.startswith("#| export"): assert ideas(s) <= 25, f"{f.name}, cell {i}: {ideas(s)} lines; cut it where the idea changes, and say why before each"
 
 
+def test_code_that_the_docs_hide_is_folded_in_jupyterlab():
+    for f in (ROOT/"nbs").rglob("[!.]*.ipynb"):
+        if ".ipynb_checkpoints" in f.parts or "runs" in f.parts: continue
+        for i,c in enumerate(json.loads(f.read_text(encoding="utf-8"))["cells"]):
+            if "".join(c["source"]).startswith(("#| hide","#| echo: false")): assert c["metadata"].get("jupyter", {}).get("source_hidden"), f"{f.name}, cell {i}: fold it (View, Collapse Selected Code), so that a reader meets prose first"
+
+
 def public(cls):
     "What a class of the kit adds or changes for its user; methods that a base outside defines are described there."
     outside = [b for b in cls.__mro__[1:] if not b.__module__.startswith("derta_kit.")]
