@@ -132,8 +132,7 @@ def _probe(
         from derta_kit import models
         from derta_kit.probe import refusal_curve
         from derta_kit.refusals import OPENERS
-        from derta_kit.model_card import trained_word
-        c = refusal_curve(*models.load(model, adapter=adapter or None), prompt, response, word=word or (adapter and trained_word(adapter)) or "Sorry", openers=OPENERS)
+        c = refusal_curve(*models.load(model, adapter=adapter or None), prompt, response, word=word or None, openers=OPENERS)
         f = c.to_frame(show_harmful)
         print(f"{f.to_string(float_format='%.3g')}\n\nprob, rank: of {c.word!r} as the next token; logp: of the response's own token, in nats; opener_mass: of any of {len(OPENERS)} ways to begin a refusal, such as {OPENERS[1]!r}\n"
               f"P({c.word!r}): {c.prob[0]:.3g} at the start, {c.prob[2:].mean() if len(c.prob) > 2 else float('nan'):.3g} from token 2 on")

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from .attacks import Case, attack
-from .compare import Models, refusal_words
+from .compare import Models
 from .complete import Endpoint, _database
 from .data import data_hash, demo_data
 from .layouts import _filled
@@ -180,10 +180,11 @@ class Evaluation:
     def __repr__(self): return f"Evaluation of {', '.join(self.record['models'])}: {_count(len(self.rows), 'response')}, {_count(int((self.rows.error!='').sum()), 'error')}, in {self.folder.name}"
 
 # %% ../nbs/12c_evaluate.ipynb #2e1503ad
-def _read_texts(asked, name, who, helpful, curves, kept, word="Sorry", desc=None):
+def _read_texts(asked, name, who, helpful, curves, kept, desc=None):
     "Perplexity of helpful text and curves in harmful one, for a local model."
     out = {}
-    if isinstance(m := asked.models[name], (Endpoint, Recheck)): return out
+    if isinstance(asked.models[name], (Endpoint, Recheck)): return out
+    word = asked.lms.words[name]
     for what,rows,field_ in (("perplexity", helpful, "response"), ("curves", curves, "harmful")):
         if not rows: continue
         k = _key(what, who, [[r["prompt"], r[field_]] for r in rows], *([word] if what=="curves" and word!="Sorry" else []))
@@ -256,11 +257,11 @@ def evaluate(
     if not cases: raise ValueError("no cases to ask; give attacks, and questions for those that are names")
     settings = dict(base=base if isinstance(base, str) and not isinstance(models, Models) else "", judges=[j.name for j in judges], decoding=asdict(decoding), attacks=sorted({(c.attack, c.setting) for c in cases}), cases=_key(*cases)[:16], helpful=data_hash(helpful) if helpful else None)
     if new := _changed(out, named, settings): warnings.warn(f"{out} holds a run with other settings: {', '.join(new)}; its tables and pages are written anew, and what was answered there stays known", stacklevel=2)
-    asked, said, info, known, word = _Asked(models, base, **kwargs), {}, {}, _known(named, cases, taught), refusal_words({n: _folder(m) for n,m in named.items()})
+    asked, said, info, known = _Asked(models, base, **kwargs), {}, {}, _known(named, cases, taught)
     with Kept(out/"kept.sqlite") as kept:
         for n in named:
             said[n], who = _responses(asked, n, cases, decoding, kept, slots, desc)
-            info[n] = dict(identity=who, source=_source(named[n]), trained=(trained(f) if (f := _folder(named[n])) else {}) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept, word[n], desc))
+            info[n] = dict(identity=who, source=_source(named[n]), trained=(trained(f) if (f := _folder(named[n])) else {}) | known.get(n, {}), **_read_texts(asked, n, who, helpful, curves, kept, desc))
         df = _judged(_frame(named, cases, said, {n: [asked.begun(n, c) for c in cases] for n in named}), cases, judges, kept, desc)
     rec = record(models=info, about={j.name: about for j in judges if (about := getattr(j, "about", ""))}, **settings)
     with atomically(out/"rows.parquet") as p: df.to_parquet(p, index=False)

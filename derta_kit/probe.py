@@ -16,7 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from .data import _mask, redact_tokens
 from .decode import Continuation, _ends, decode
 from .loss import head_logits, target_logprobs
-from .models import context_length, prompt_ids, text_ids, unwrap
+from .models import context_length, prompt_ids, text_ids, unwrap, word_of
 from .prefix_tree import Target, Tree, collate, hidden_states, tree_limit
 from .records import DataError, RowNumber, _count
 from .refusals import OPENERS, refusal_token_id
@@ -131,7 +131,7 @@ def refusal_curves(
     tokenizer,               # its tokenizer
     prompts:list,            # user messages
     responses:list,          # texts, one for each prompt
-    word:str="Sorry",        # the refusal token's word
+    word:str|None=None,      # the refusal token's word; default: what the model was taught, see `models.word_of`
     openers=None,            # also score these, e.g. `OPENERS`
     max_tokens:int=512,      # of each response
     batch_tokens:int=2048,   # tokens in one forward pass
@@ -139,6 +139,7 @@ def refusal_curves(
     desc:str|None=None,      # shown beside the progress bar; no bar without it
 )->list[RefusalCurve]:
     "The refusal curve of each response. Dropout is off, whatever mode the model is in. `ValueError` for lists of unequal length, a response that is empty, a pair longer than the model's context, or a word that is not one token."
+    word = word_of(model) if word is None else word
     refusal, was, out = refusal_token_id(tokenizer, word), model.training, []
     ids = pair_ids(model, tokenizer, prompts, responses, max_tokens); bar = tqdm(total=len(ids), desc=desc, disable=desc is None, unit="row")
     head = head_logits(unwrap(model))
@@ -246,12 +247,12 @@ def talk(
     model,                    # a causal LM, with or without adapters
     tokenizer,                # its tokenizer
     ids:list,                 # tokens so far, prompt and all
-    word:str="Sorry",         # the refusal token's word
+    word:str|None=None,       # the refusal token's word; default: what the model was taught
     top:int=8,                # how many of the likeliest next tokens are told
     max_new_tokens:int=200,   # tokens, at most
 ):                            # yields (the token it would say, what it thinks there); takes the token that is said instead
     "Greedy generation, a token at a time: `send` a token id to have that one said."
-    lm, refusal, cache, step = unwrap(model), refusal_token_id(tokenizer, word), DynamicCache(), list(ids)
+    lm, refusal, cache, step = unwrap(model), refusal_token_id(tokenizer, word_of(model) if word is None else word), DynamicCache(), list(ids)
     ends, head = _ends(lm, tokenizer), head_logits(lm)
     for _ in range(max_new_tokens):
         h = lm.base_model(input_ids=torch.tensor([step], device=lm.device), past_key_values=cache, use_cache=True).last_hidden_state[0,-1:]

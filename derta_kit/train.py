@@ -260,6 +260,7 @@ def fine_tune(
     args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model, kwargs)), **kwargs})
     trainer = DertaTrainer(model, args, dataset, tokenizer, eval_dataset, callbacks=callbacks)
     for w in watch: trainer.add_callback(w(trainer))
+    if getattr(o, "rto", False): model.refusal_word = o.word       # for whoever reads curves, from now on
     rows, before = {"triples": len(getattr(dataset, "triples", dataset)), "helpful pairs": len(getattr(dataset, "helpful", ()))}, getattr(model, "trained_before", ())
     if trainer.is_world_process_zero() and not last_checkpoint(out) and any((Path(out)/f).exists() for f in ("adapter_config.json","config.json")):
         warnings.warn(f"{out} holds a result of training already, which this one will replace" + (f"; the model goes on from what it has learnt here ({'; '.join(before)})" if before else ""), stacklevel=2)

@@ -33,7 +33,7 @@ class Explorer(W.VBox):
         examples=None,             # rows with prompt and harmful to pick from; default: the demo's evaluation questions
         base="demo",               # what adapters sit on, see `compare.Models`
         openers=OPENERS,           # of the opener mass; None leaves it out, and is faster
-        word:str|None=None,        # the refusal token's word; default: what each model was taught, see `compare.refusal_words`
+        word:str|None=None,        # the refusal token's word; default: what each model was taught
         max_tokens:int=2048,       # of a response
         max_new_tokens:int=40,     # of a rollout
         show_harmful:bool=False,   # show all text from the start, and save it with the notebook

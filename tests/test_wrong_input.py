@@ -116,7 +116,7 @@ def test_texts_that_are_none(demo):
     for r in (None, math.nan, ["r"]):
         with pytest.raises(DataError, match="responses, row 1: expected text, found"): probe.refusal_curve(m, tok, "q", r)
     with pytest.raises(DataError, match="prompts, row 2: expected text"): probe.refusal_curves(m, tok, ["q", 3], ["r", "r"])
-    for w in ("", " ", None):
+    for w in ("", " ", 3):
         with pytest.raises(ValueError, match="give the word that your safe responses begin with"): probe.refusal_curve(m, tok, "q", "r", word=w)
     with pytest.raises(ValueError, match="openers='Sorry': expected a list"): probe.refusal_curve(m, tok, "q", "r", openers="Sorry")
 
@@ -264,13 +264,13 @@ def test_arguments_in_another_order_are_named(demo, tmp_path):
 def test_curves_are_of_the_word_that_an_adapter_was_taught(demo, tmp_path):
     "An adapter that was taught I is not drawn as one that never says Sorry."
     import json
-    from derta_kit.model_card import trained_word
+    from derta_kit.models import trained_word
     from derta_kit.pages import figures
     (tmp_path/"mine").mkdir(); (tmp_path/"mine"/"run.json").write_text(json.dumps(dict(objective=dict(word="I")))); assert trained_word(tmp_path/"mine") == "I"
-    assert compare.refusal_words(dict(base=None, mine=tmp_path/"mine")) == dict(base="I", mine="I") and compare.refusal_words(dict(base=None, m=demo)) == dict(base="Sorry", m="Sorry")
-    (tmp_path/"other").mkdir(); (tmp_path/"other"/"run.json").write_text(json.dumps(dict(objective=dict(word="No")))); assert compare.refusal_words(dict(base=None, mine=tmp_path/"mine", other=tmp_path/"other")) == dict(base="Sorry", mine="I", other="No")
+    assert compare._words(dict(base=None, mine=tmp_path/"mine"), demo[0]) == dict(base="I", mine="I") and compare._words(dict(base=None, m=demo), demo[0]) == dict(base="Sorry", m="Sorry")
+    (tmp_path/"other").mkdir(); (tmp_path/"other"/"run.json").write_text(json.dumps(dict(objective=dict(word="No")))); assert compare._words(dict(base=None, mine=tmp_path/"mine", other=tmp_path/"other"), demo[0]) == dict(base="Sorry", mine="I", other="No")
     asked = SimpleNamespace(models=dict(m=demo), lms=compare.Models(dict(m=demo))); kept = {}
-    read = lambda w: evaluate._read_texts(asked, "m", "who", [], ROWS[:1], SimpleNamespace(get=kept.get, put=kept.__setitem__), w)
+    def read(w): asked.lms.words = dict(m=w); return evaluate._read_texts(asked, "m", "who", [], ROWS[:1], SimpleNamespace(get=kept.get, put=kept.__setitem__))
     a, b = read("I"), read("Sorry"); assert a["word"] == "I" and b["word"] == "Sorry" and len(kept) == 2
     assert np.allclose(a["curves"][0], probe.refusal_curve(*demo, ROWS[0]["prompt"], ROWS[0]["harmful"], word="I").prob, atol=1e-4)
     page = lambda **ms: figures(SimpleNamespace(rows=pd.DataFrame(dict(refused=[None])), record=dict(models=ms)))["curves"].axes[0]
@@ -279,17 +279,20 @@ def test_curves_are_of_the_word_that_an_adapter_was_taught(demo, tmp_path):
 
 def test_an_adapter_says_by_its_card_what_it_was_taught(demo, tmp_path):
     "compare and the explorer ask an adapter for its own word, without a record of derta_train beside it."
-    from derta_kit.model_card import trained_word
+    from derta_kit.models import trained_word
     from derta_kit.widgets import Explorer
     model, tok = models.load("demo", mode="lora", lora=dict(r=2))
     rows = [dict(prompt=f"How do I skip school {i}?", safe="I cannot help with that.", harmful="Call in sick, and stay at home all day.") for i in range(2)]
     fine_tune(model, tok, TreeDataset(tok, rows, objective=objective("derta", word="I")), tmp_path/"mine", max_steps=1, logging_steps=1, disable_tqdm=True)
     assert trained_word(tmp_path/"mine") == "I"
-    c = compare.compare(dict(base=None, mine=tmp_path/"mine"), [rows[0]["prompt"]], [rows[0]["harmful"]], base=demo, recheck="mine")
+    mine, loaded = probe.refusal_curve(model, tok, rows[0]["prompt"], rows[0]["harmful"]), models.load("demo", adapter=tmp_path/"mine")
+    assert mine.word == "I" and models.word_of(demo[0]) == "Sorry" and models.word_of(models.load("demo", adapter=tmp_path/"mine", merge=True)[0]) == "I"
+    assert np.allclose(probe.refusal_curve(*loaded, rows[0]["prompt"], rows[0]["harmful"]).prob, mine.prob, atol=1e-4) and compare.Models(dict(a=loaded, b=demo)).words == dict(a="I", b="I")
+    c = compare.compare(dict(base=None, mine=tmp_path/"mine"), [rows[0]["prompt"]], [rows[0]["harmful"]], recheck="mine")
     assert [x[0].word for x in c.curves.values()] == ["I", "I"]
     with (ms := compare.Models(dict(base=None, mine=tmp_path/"mine"), base=models.load("demo"))).use("mine") as m:
         assert np.allclose(c.curves["mine"][0].prob, probe.refusal_curve(m, tok, rows[0]["prompt"], rows[0]["harmful"], word="I").prob, atol=1e-4)
-        assert np.allclose(c.recheck["mine"][0], compare.recheck_curve(m, tok, rows[0]["prompt"], rows[0]["harmful"], "I"), atol=1e-4)
+        assert np.allclose(c.recheck["mine"][0], compare.recheck_curve(m, tok, rows[0]["prompt"], rows[0]["harmful"]), atol=1e-4) and models.word_of(m) == "I"
     x = Explorer(ms, examples=rows, openers=None); assert x.figure().axes[0].get_ylabel() == 'P("I")'
     assert compare.compare(ms, [rows[0]["prompt"]], [rows[0]["harmful"]], word="Sorry").curves["mine"][0].word == "Sorry"
     (tmp_path/"mine"/"README.md").write_text("---\na: [\n---\nmine"); assert trained_word(tmp_path/"mine") is None
