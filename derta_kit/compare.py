@@ -50,16 +50,18 @@ class Models:
 
     def __iter__(self): return iter(self.models)
 
-    @contextmanager
-    def use(self,
-        name,          # one of the names
-    ):
-        "The model called `name`, for the length of a `with` block."
-        m = self.models[name]
-        if isinstance(m, tuple): yield m[0]; return
-        if m is not None: self.peft.set_adapter(self.slot[name])
-        if self.peft: self.peft.refusal_word = self.words[name]
-        with self.peft.disable_adapter() if m is None and self.peft else nullcontext(): yield self.peft or self.lm
+# %% ../nbs/08c_compare.ipynb #1a775389
+@patch
+@contextmanager
+def use(self:Models,
+    name,          # one of the names
+):
+    "The model called `name`, for the length of a `with` block."
+    m = self.models[name]
+    if isinstance(m, tuple): yield m[0]; return
+    if m is not None: self.peft.set_adapter(self.slot[name])
+    if self.peft: self.peft.refusal_word = self.words[name]
+    with self.peft.disable_adapter() if m is None and self.peft else nullcontext(): yield self.peft or self.lm
 
 # %% ../nbs/08c_compare.ipynb #7dc9c967
 def assistant_header(
