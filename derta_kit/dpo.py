@@ -45,6 +45,7 @@ def _dpo_trainer():
     except ImportError: raise ImportError("DPO needs the package trl: pip install trl, or in the kit's folder pip install '.[dpo]'") from None
     class PreferenceTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *args): return dataset      # it is prepared already
+        def create_model_card(self, *args, **kwargs): pass              # `write_card` does; TRL's, at each checkpoint, would name a folder of this machine
     return DPOConfig, PreferenceTrainer
 
 # %% ../nbs/06f_dpo.ipynb #26bdbdc4

@@ -156,10 +156,10 @@ def adapter_folder(
 # %% ../nbs/01_models.ipynb #ef10e56d
 def trained_word(
     folder,       # of a model or an adapter
-)->str|None:      # the refusal token's word; `None` where RTO was no part of its training, or nothing is known
+)->str|None:      # the refusal token's word; `None` where RTO was no part of its training, so far as is known
     "The word that a model was taught as refusal token, as its folder tells."
     run, card = Path(folder)/"run.json", Path(folder)/"README.md"
-    if run.exists() and isinstance(o := json.loads(run.read_text(encoding="utf-8")).get("objective"), dict): return o.get("word") if o.get("rto", True) else None
+    if run.exists() and isinstance(o := json.loads(run.read_text(encoding="utf-8")).get("objective"), dict) and o.get("rto", True) and o.get("word"): return o["word"]
     try: word = ModelCard.load(card).data.get("refusal_word") if card.exists() else None
     except (ValueError, yaml.YAMLError): return None       # somebody's own, and not what the hub would read
     return word if isinstance(word, str) else None

@@ -76,7 +76,7 @@ _OWN = dict(load=dict(**dict.fromkeys(("name","device","device_map","placed","me
             train=dict(output_dir="set out instead", gradient_checkpointing="set checkpointing instead", activation_checkpointing="set checkpointing instead"), dpo=dict(output_dir="set out instead", gradient_checkpointing="set checkpointing instead", activation_checkpointing="set checkpointing instead", max_length="set max_length, outside of dpo", callbacks=_KITS))      # table → key → why not there
 
 # %% ../nbs/06b_recipes.ipynb #d4d138d6
-_SAME = dict(learning_rate="lr", num_train_epochs="epochs", lr_scheduler_type="schedule", warmup_steps="warmup", warmup_ratio="warmup", per_device_train_batch_size="batch", batch_size="batch", output_dir="out", gradient_checkpointing="checkpointing", base_model="model", rank="lora.r", max_steps="train.max_steps")     # what others call it → what a recipe does
+_SAME = dict(learning_rate="lr", num_train_epochs="epochs", lr_scheduler_type="schedule", warmup_steps="warmup", warmup_ratio="warmup", per_device_train_batch_size="batch", batch_size="batch", output_dir="out", gradient_checkpointing="checkpointing", base_model="model", rank="lora.r", lora_r="lora.r", lora_alpha="lora.lora_alpha", max_steps="train.max_steps", steps="train.max_steps", word="targets.word")     # what others call it → what a recipe does
 
 def _known(key, names):
     "Nothing, or what is wrong with a key."

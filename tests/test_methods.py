@@ -4,7 +4,7 @@ import pytest
 from conftest import tiny
 from engine_worker import tokenizer
 from derta_kit.cli_train import derta_train
-from derta_kit.models import load
+from derta_kit.models import load, trained_word, word_of
 
 KIND_OF = dict(vanilla={"mle"}, recaug={"mle"}, rto={"mle","rto"}, derta={"mle","rto"})       # losses that a run logs
 
@@ -29,6 +29,18 @@ def test_each_method_leaves_a_model_and_a_record(here, name, mode, capsys):
     losses = [l for l in run["log"] if "loss" in l]; assert len(losses) == 6
     if name != "dpo": assert {k.removeprefix("loss_") for k in losses[0] if k.startswith("loss_")} == KIND_OF[name]
     m, _ = load(str(here/"model"), adapter=out) if mode=="lora" else load(str(out)); assert not any(p.requires_grad for p in m.parameters())
+    card = (out/"README.md").read_text(encoding="utf-8"); assert "as derta_kit wrote it" in card and str(here) not in card
+    assert word_of(m) == "Sorry" and trained_word(out) == ("Sorry" if name in ("rto","derta") else None)
+
+
+@pytest.mark.parametrize("name", ["vanilla","dpo"])
+def test_an_adapter_that_is_trained_on_keeps_its_word(here, name, capsys):
+    if name=="dpo": pytest.importorskip("trl", reason="trl is not installed")
+    said = [str(here/"triples.jsonl"), "--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--held_out", "0", "--max_length", "128", "--save_steps", "1"]
+    if not (here/"t7").exists(): derta_train([*said, "--out", str(here/"t7"), "--set", "targets.word=t7"])
+    out = here/f"t7-{name}"; derta_train([*said, "--out", str(out), "--objective", name, "--adapter", str(here/"t7")])
+    card = (out/"README.md").read_text(encoding="utf-8"); assert "as derta_kit wrote it" in card and str(here) not in card       # no trainer's own, of a checkpoint
+    assert trained_word(here/"t7") == trained_word(out) == word_of(load(str(here/"model"), adapter=out)[0]) == "t7"
 
 
 def test_a_folder_is_one_runs_own(here, capsys):

@@ -187,7 +187,7 @@ derta_{module}({args})"""
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("args,says", [(["--help"], "usage: derta_train"), (["--learning-rate","3"], "error: --learning-rate: no such option; did you mean --lr?"), (["--max_steps","3"], "did you mean --set train.max_steps=…?"), (["--lr","fast"], "error: --lr: 'fast' is not a number"),
+@pytest.mark.parametrize("args,says", [(["--help"], "usage: derta_train"), (["--learning-rate","3"], "error: --learning-rate: no such option; did you mean --lr?"), (["--max_steps","3"], "did you mean --set train.max_steps=…?"), (["--word","I"], "did you mean --set targets.word=…?"), (["--lr","fast"], "error: --lr: 'fast' is not a number"),
                                        (["--engine","fsdp3"], "use auto, single, ddp, fsdp2, zero3"), (["--max-length","2"], "--max_length: 2: must be a number of 8 or more"), (["--set","lr"], "write key=value")])
 def test_options_of_training_need_no_large_library(args, says, tmp_path):
     (tmp_path/"x.csv").write_text("prompt,safe,harmful\nHow?,Sorry.,So.\n")
