@@ -136,7 +136,7 @@ def _probe(
         f = c.to_frame(show_harmful)
         print(f"{f.to_string(float_format='%.3g')}\n\nprob, rank: of {c.word!r} as the next token; logp: of the response's own token, in nats; opener_mass: of any of {len(OPENERS)} ways to begin a refusal, such as {OPENERS[1]!r}\n"
               f"P({c.word!r}): {c.prob[0]:.3g} at the start, {c.prob[2:].mean() if len(c.prob) > 2 else float('nan'):.3g} from token 2 on")
-        if out:
+        if out := re.sub(r"\.(png|csv)$", "", out):
             with models.atomically(f"{out}.png") as p: c.plot().figure.savefig(p, dpi=130)
             with models.atomically(f"{out}.csv") as p: f.to_csv(p)
 

@@ -140,7 +140,8 @@ def data_complete(
     _apart(_need(out), source)
     from derta_kit import complete as C, models
     from derta_kit.data import write_jsonl
-    from derta_kit.records import _count
+    from derta_kit.records import _count, _lines_path
+    _lines_path(out)       # before the work, not after it
     failed, ds = [], _answered(source, on_error, columns, split) if field=="response" else _read(source, on_error, columns, split, ("safe","harmful"))
     backend = None if wordings else C.Endpoint(url, model, concurrency, tokenizer=_tokenizer(tokenizer) if tokenizer else None) if url else C.Local(*models.load(model))
     done = C.complete(ds, field, backend, f"{out}.answers.sqlite" if backend else None, seed, max_new_tokens, failed=failed)

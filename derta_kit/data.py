@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from .layouts import COLUMNS, LAYOUTS, PAIRED, Triple, _Pairs, _Row, _no_column, _reader
 from .models import atomically
-from .records import DataError, RowNumber, _count, _listed, records, table
+from .records import DataError, RowNumber, _count, _lines_path, _listed, records, table
 from .refusals import find_refusal
 
 # %% ../nbs/02_data.ipynb #8437f235
@@ -113,7 +113,7 @@ def write_jsonl(
 ):
     "JSON Lines, UTF-8, written whole or not at all; parts of a triple that are still missing are named in `missing`, so that a gap is never taken for a mistake nor a mistake for a gap. `DataError` for a NaN."
     if isinstance(rows, (str, bytes, dict)): raise ValueError(f"rows: expected a list of them, found one {type(rows).__name__}")
-    with atomically(path) as tmp, open(tmp, "w", encoding="utf-8") as f:
+    with atomically(_lines_path(path)) as tmp, open(tmp, "w", encoding="utf-8") as f:
         for i,r in enumerate(rows):
             r = r if isinstance(r, dict) else asdict(r)
             if bad := next((k for k,v in r.items() if isinstance(v, float) and not math.isfinite(v)), None): raise DataError("rows", RowNumber(i+1), bad, f"{r[bad]} is no JSON; use None for what is not there")

@@ -21,7 +21,7 @@ from .judges import RuleJudge
 from .models import atomically
 from .origins import trained, trained_on
 from .probe import refusal_curves
-from .records import _count
+from .records import _count, _folder_path
 from .refusals import find_refusal, stutters
 from .reliable import record
 from .scorecard import perplexity
@@ -248,7 +248,7 @@ def evaluate(
     **kwargs                        # of `models.load`, for the base
 )->Evaluation:
     "Ask every model everything, have it judged, and write rows.parquet and run.json into `out`; `ValueError` for a call that cannot be carried out."
-    judges, out, named = list(judges) if isinstance(judges, (list,tuple)) else [judges], Path(out), _named(models)
+    judges, out, named = list(judges) if isinstance(judges, (list,tuple)) else [judges], _folder_path(out), _named(models)
     attacks, helpful, curves = _checked(judges, attacks, decoding, list(demo_data()["benign_eval"]) if helpful is None else helpful, curves)
     if not named or not judges: raise ValueError("give at least one model and one judge")
     if (out/"adapter_config.json").exists() or (out/"config.json").exists(): raise ValueError(f"{out} holds a model; choose a folder of the evaluation's own, such as {out}-eval")

@@ -16,6 +16,7 @@ from rensa import RMinHash
 from tqdm.auto import tqdm
 from .data import _triples_of, demo_data, redact, write_jsonl
 from .models import atomically
+from .records import _folder_path
 from .refusals import find_refusal
 
 # %% ../nbs/03d_gates.ipynb #ff1b3655
@@ -200,7 +201,7 @@ def gate(
     **kwargs                   # of `row_gates`
 )->Gated:
     "Flag every row by every gate, drop what `drop` names, and say so; `ValueError` for a name that no gate has."
-    triples = _triples_of(triples)
+    triples, out = _triples_of(triples), None if out is None else _folder_path(out)
     drop = (drop,) if isinstance(drop, str) else drop
     if wrong := set(drop)-set(GATES): raise ValueError(f"drop={', '.join(sorted(wrong))!r}: use {', '.join(GATES)}")
     flags, why = _flags(triples, Contamination(evaluation_sets() if sets is None else sets), threshold, desc, **kwargs)

@@ -31,7 +31,8 @@ def atomically(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as d:
         tmp = Path(d)/path.name
         yield tmp
-        os.replace(tmp, path)
+        try: os.replace(tmp, path)
+        except IsADirectoryError: raise IsADirectoryError(f"{path}: that is a folder; name a file in it") from None
 
 # %% ../nbs/01_models.ipynb #853a860f
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

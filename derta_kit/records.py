@@ -163,6 +163,20 @@ def file_rows(
         why = (str(e).splitlines() or [""])[0][:200]
         yield None, DataError(path, None, None, f"cannot be read{f' further than row {n}' if n else ''} ({type(e).__name__}: {why}); was it cut off, or is it not what its name says?")
 
+# %% ../nbs/01b_records.ipynb #987ea6dd
+def _lines_path(path):
+    "Where JSON Lines may be written; `ValueError` for a folder, or a name under which they would be read as something else."
+    p = Path(path)
+    if p.is_dir() or str(path).endswith("/"): raise ValueError(f"{path}: that is a folder; name a file in it, such as {p/'triples.jsonl'}")
+    if p.suffix.lower() in {*_SUFFIXES[3:], *_UNPACK, *_FOREIGN}: raise ValueError(f"{path}: JSON Lines are written, and would be read as something else under that name; call it {p.with_suffix('.jsonl')}")
+    return p
+
+def _folder_path(path):
+    "Where a folder may be made; `ValueError` for the name of a file."
+    p = Path(path)
+    if not p.is_dir() and p.suffix.lower() in {*_SUFFIXES, ".txt", ".md", ".html", ".png", ".yaml", ".yml"}: raise ValueError(f"{path}: a folder is made there, and that is the name of a file; call it {p.with_suffix('')}")
+    return p
+
 # %% ../nbs/01b_records.ipynb #75e5c026
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 

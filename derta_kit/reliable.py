@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from .models import atomically
 from .plan import plan
+from .records import _folder_path
 from .train import NotFinite, last_checkpoint, row_names
 from transformers import TrainerCallback
 
@@ -24,7 +25,7 @@ def check_folder(
     kept:int=2,      # checkpoints kept at a time
 ):
     "`OSError` if `out` cannot be written, or its disk has no room for the checkpoints to come."
-    out = Path(out)
+    out = _folder_path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as f: f.write(b"x"*4096); f.flush(); os.fsync(f.fileno())

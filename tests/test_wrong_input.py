@@ -313,3 +313,23 @@ def test_several_questions_are_not_one(demo):
     with pytest.raises(ValueError, match=r"prompt: expected one text, found list; for several there is many\(rows\)"): judges.RuleJudge()(["q"], ["r"])
     assert gates.gate(ROWS, drop="missing", sets={}).dropped == []
     assert Explorer(demo, "q", "Sure, here.", examples=DF, openers=None).examples == ROWS
+
+
+# ---- names of what is written
+
+def test_what_is_written_can_be_read_again_under_its_name(tmp_path, monkeypatch):
+    "JSON Lines in a file called CSV, or a folder where a file was meant, mislead whoever comes next."
+    from derta_kit.cli import derta_probe
+    from derta_kit.cli_data import derta_data
+    from derta_kit.reliable import check_folder
+    monkeypatch.chdir(tmp_path); data.write_jsonl(ROWS, tmp_path/"mine.jsonl"); (tmp_path/"there").mkdir(); before = sorted(tmp_path.rglob("*")); src = str(tmp_path/"mine.jsonl")
+    for args,says in ((("convert", src, "--out", "mine.csv"), "call it mine.jsonl"), (("convert", src, "--out", "m.parquet"), "call it m.jsonl"), (("convert", src, "--out", "there"), "that is a folder; name a file in it, such as there/triples.jsonl"),
+                      (("convert", src, "--out", "new/"), "that is a folder"), (("complete", src, "--out", "more.csv", "--field", "safe", "--wordings"), "call it more.jsonl"), (("export", src, "--out", "p.csv", "--to", "preference"), "call it p.jsonl"),
+                      (("gate", src, "--out", "g.jsonl"), "a folder is made there, and that is the name of a file; call it g"), (("card", src, "--out", "CARD.md"), "call it CARD")):
+        r = said(derta_data, *args); assert r.returncode == 2 and says in r.stderr, (args, r.stderr)
+    with pytest.raises(ValueError, match="call it .*/e$"): evaluate.evaluate(dict(base=None), [], judges.RuleJudge(), tmp_path/"e.html")
+    with pytest.raises(ValueError, match="a folder is made there"): check_folder(tmp_path/"r.yaml", 0)
+    with pytest.raises(IsADirectoryError, match="there: that is a folder; name a file in it"):
+        with models.atomically(tmp_path/"there") as p: p.write_text("x")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert said(derta_probe, "Hi", "Hello there, and welcome.", "--out", "x.png").returncode == 0 and {p.name for p in tmp_path.glob("x*")} == {"x.png","x.csv"}
