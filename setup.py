@@ -16,6 +16,7 @@ setup(
                  "Framework :: Jupyter", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     project_urls={"Source": cfg["git_url"], "Documentation": cfg["doc_host"]+cfg["doc_baseurl"], "The paper": "https://arxiv.org/abs/2407.09121"},
     packages=["derta_kit"], include_package_data=False,
+    package_dir={"": "."},      # said, so that `pip install -e` puts a path down and no finder: beside a clone, which has the package's name, a finder comes too late
     package_data={"derta_kit": ["demo_data/*", "static/*"]}, zip_safe=False,
     python_requires=f">={cfg['min_python']}", install_requires=cfg["requirements"].split(),
     extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev","endpoint","dpo","eval","cluster")},

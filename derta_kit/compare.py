@@ -12,12 +12,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from .loss import head_logits
-from .models import adapter_folder, load, prompt_ids, text_ids, trained_word, unwrap, word_of
+from .models import adapter_folder, load, prompt_ids, text_ids, unwrap
 from .plots import NAMES, _bare, _style
 from .prefix_tree import Tree, collate, hidden_states, tree_limit
 from .probe import _curve, _groups, _opener_mass, _paired, _put, _read_positions, _response_trees, pair_ids
 from .records import _count
 from .refusals import refusal_token_id
+from .taught import trained_word, word_of
 from peft import PeftModel
 from tqdm.auto import tqdm
 
@@ -57,6 +58,7 @@ def use(self:Models,
     name,          # one of the names
 ):
     "The model called `name`, for the length of a `with` block."
+    if name not in self.models: raise ValueError(f"no model is called {name!r}; there are {', '.join(self)}")
     m = self.models[name]
     if isinstance(m, tuple): yield m[0]; return
     if m is not None: self.peft.set_adapter(self.slot[name])
@@ -199,7 +201,7 @@ def compare(
     desc:str|None=None,      # shown beside the progress bar; no bar without it
 )->Comparison:
     "Curves of every model on every response, and KL (nats; arXiv 2406.05946) to the model called base, where there is one; `ValueError` unless there is a response for each prompt."
-    _paired(prompts, responses)
+    prompts, responses = _paired(prompts, responses)
     ms, recheck = models if isinstance(models, Models) else Models(models, base), (recheck,) if isinstance(recheck, str) else recheck
     if wrong := [n for n in recheck if n not in ms]: raise ValueError(f"recheck: no model is called {wrong[0]!r}; there are {', '.join(ms)}")
     tok, word, ids = ms.tok, ms.words if word is None else {n: word for n in ms}, pair_ids(ms.lm, ms.tok, prompts, responses, max_tokens)

@@ -114,7 +114,7 @@ def write_jsonl(
     "JSON Lines, UTF-8, written whole or not at all; parts of a triple that are still missing are named in `missing`, so that a gap is never taken for a mistake nor a mistake for a gap. `DataError` for a NaN."
     if isinstance(rows, (str, bytes, dict)): raise ValueError(f"rows: expected a list of them, found one {type(rows).__name__}")
     with atomically(_lines_path(path)) as tmp, open(tmp, "w", encoding="utf-8") as f:
-        for i,r in enumerate(rows):
+        for i,r in enumerate(_listed(rows) if hasattr(rows, "iloc") else rows):
             r = r if isinstance(r, dict) else asdict(r)
             if bad := next((k for k,v in r.items() if isinstance(v, float) and not math.isfinite(v)), None): raise DataError("rows", RowNumber(i+1), bad, f"{r[bad]} is no JSON; use None for what is not there")
             gaps = [k for k in ("safe","harmful") if r.get(k)==""]
@@ -149,6 +149,7 @@ def keep_back(
 )->DatasetDict:        # splits train and test
     "Keep `n` triples back, drawn at random, and train on the others; `ValueError` if there would be none."
     if n < 1: raise ValueError(f"n={n}: at least one triple is kept back")
+    triples = _triples_of(triples)
     if len(triples) <= n: raise ValueError(f"{_count(len(triples), 'triple')} {'is' if len(triples)==1 else 'are'} too few to keep {n} back and train on the others: at least {n+1} are needed")
     return triples.train_test_split(n, seed=seed)
 

@@ -8,9 +8,9 @@ __all__ = ['preference_table', 'train_dpo']
 # %% ../nbs/06f_dpo.ipynb #8c4d9407
 from .export import preference_rows
 from .models import prompt_ids, response_end, text_ids
-from .model_card import write_card
+from .model_card import training, write_card
 from .objectives import _room
-from .records import DataError, RowNumber
+from .records import DataError, RowNumber, _folder_path, _listed
 from .train import go_on
 from datasets import Dataset
 from peft import PeftModel
@@ -59,7 +59,9 @@ def train_dpo(
     **kwargs              # any of `trl.DPOConfig`, such as beta, learning_rate, num_train_epochs
 ):                        # TRL's trainer; its `state.log_history` holds the curves
     "Prefer safe to harmful responses (DPO; paper, section 4.1) and save the result into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, `ImportError` without TRL."
+    out, triples = _folder_path(out), _listed(triples, "triples")
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
+    if not len(triples): raise ValueError("triples: there is none to train on")
     Config, PreferenceTrainer = _dpo_trainer()
     cpu = model.device.type=="cpu"
     args = Config(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, num_train_epochs=1, learning_rate=5e-7, bf16=not cpu, activation_checkpointing=not cpu, use_cpu=cpu, max_length=max_length), **kwargs})
@@ -67,5 +69,6 @@ def train_dpo(
     go_on(trainer, out)
     if isinstance(model, PeftModel) and "ref" in model.peft_config: model.delete_adapter("ref")
     trainer.save_model(str(out))
-    write_card(trainer, getattr(tokenizer, "name_or_path", ""), "dpo", {"triples": len(triples)})
+    write_card(trainer, getattr(tokenizer, "name_or_path", ""), "dpo", rows := {"triples": len(triples)}, before := getattr(model, "trained_before", ()))
+    model.trained_before = (*before, training(trainer.state.global_step, "dpo", rows))
     return trainer

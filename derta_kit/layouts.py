@@ -237,7 +237,7 @@ def _layout(r, columns=None):
     "(name, reader) of the layout that a row has."
     if columns:
         wrong = {*columns} - {*COLUMNS}
-        if wrong or "prompt" not in columns or not all(isinstance(c, str) for c in columns.values()): raise ValueError(f"columns: name those for prompt and, where there are, safe, harmful, category, source; found {columns}")
+        if wrong or "prompt" not in columns or not all(isinstance(c, str) for c in columns.values()): raise ValueError(f"columns: name those for prompt and, where there are, safe, harmful, category, source, as {{'prompt': 'the name here'}}; {'prompt is not named' if not wrong and 'prompt' not in columns else 'found'} in {columns}")
         return "columns", _fields(**{**dict(category=None), **columns})
     have = set(r.row)
     for name,(need,read) in LAYOUTS.items():

@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['HUB_ID', 'GGUF', 'atomically', 'cache_dir', 'demo_path', 'model_path', 'unwrap', 'context_length', 'fast_dtype',
-           'lora_config', 'adapter_folder', 'trained_word', 'word_of', 'load', 'text_ids', 'prompt_ids', 'response_end',
-           'generate']
+           'lora_config', 'adapter_folder', 'load', 'text_ids', 'prompt_ids', 'response_end', 'generate']
 
 # %% ../nbs/01_models.ipynb #a18f08f9
-import hashlib, json, logging, os, random, re, subprocess, sys, tempfile, zipfile, warnings, yaml
+import hashlib, logging, os, random, re, subprocess, sys, tempfile, zipfile, warnings
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 import torch
-from huggingface_hub import ModelCard
 from tqdm.auto import tqdm
+from .taught import trained_word, trainings
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # an optional kernel from the hub, that nothing here needs
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -154,23 +153,6 @@ def adapter_folder(
     if not (Path(path)/"adapter_config.json").exists(): raise ValueError(f"{path} holds no adapter (adapter_config.json)")
     return path
 
-# %% ../nbs/01_models.ipynb #ef10e56d
-def trained_word(
-    folder,       # of a model or an adapter
-)->str|None:      # the refusal token's word; `None` where RTO was no part of its training, so far as is known
-    "The word that a model was taught as refusal token, as its folder tells."
-    run, card = Path(folder)/"run.json", Path(folder)/"README.md"
-    if run.exists() and isinstance(o := json.loads(run.read_text(encoding="utf-8")).get("objective"), dict) and o.get("rto", True) and o.get("word"): return o["word"]
-    try: word = ModelCard.load(card).data.get("refusal_word") if card.exists() else None
-    except (ValueError, yaml.YAMLError): return None       # somebody's own, and not what the hub would read
-    return word if isinstance(word, str) else None
-
-def word_of(
-    model,        # a causal LM, with or without adapters
-)->str:
-    "The refusal token's word that a model of `load` or `train.fine_tune` was taught; Sorry, where that is not known."
-    return getattr(model, "refusal_word", None) or "Sorry"
-
 # %% ../nbs/01_models.ipynb #32b4e43e
 def load(
     name:str="demo",        # "demo", a hub id, or a folder
@@ -204,6 +186,7 @@ def load(
     model = _prepare(model, mode, adapter, lora)
     if merge: model = model.merge_and_unload().to(dtype).eval()
     model.refusal_word = adapter is not None and trained_word(adapter) or trained_word(path)
+    model.trained_before = trainings(path) + (trainings(adapter) if adapter is not None else ())
     return model, tok
 
 # %% ../nbs/01_models.ipynb #e9906d3f

@@ -12,6 +12,7 @@ from fastcore.basics import in_notebook, patch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from .data import demo_data
+from .layouts import _filled
 from .plots import monitor_figure
 from .probe import refusal_curves
 
@@ -25,8 +26,9 @@ class TrainingMonitor(TrainerCallback):
         max_tokens:int=60,   # of each r̂
     ):
         rows = demo_data()["harmful_eval"].select(range(4)) if rows is None else rows
+        if every < 1: raise ValueError(f"every={every}: give a number of steps of 1 or more")
         self.tok, self.every, self.max_tokens = tokenizer, every, max_tokens
-        self.rows, self.curves, self.handle = list(rows), {}, None
+        self.rows, self.curves, self.handle = [r for _,r in _filled(rows, ("prompt","harmful"), "rows")], {}, None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs): self.look(model, state)
     def on_step_end(self, args, state, control, model=None, **kwargs):

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import repeat
 from fastcore.basics import patch
+from .gates import exchanged, row_gates
 from .layouts import _gap
 from .models import prompt_ids, response_end, text_ids
 from .prefix_tree import Target, Tree, collate
@@ -171,7 +172,7 @@ class TreeDataset:
         for c in ("prompt","safe","harmful"):
             for i,x in enumerate(_column(triples, c)):
                 if not x or not isinstance(x, str): raise _gap("triples", RowNumber(i+1), c, c) if not x else DataError("triples", RowNumber(i+1), c, f"expected text, found {type(x).__name__}")
-        if objective.rto: self._same_word()
+        self._same_word()
 
     def set_epoch(self,
         epoch:int,     # of training, from 0
@@ -200,7 +201,8 @@ def other_opener(
 
 @patch
 def _same_word(self:TreeDataset):
-    if said := other_opener(_column(self.triples, "safe"), self.objective.word): warnings.warn(said)
+    if asks := exchanged([row_gates(self.triples[i]) for i in range(min(50, len(self.triples)))]): warnings.warn(asks)
+    elif self.objective.rto and (said := other_opener(_column(self.triples, "safe"), self.objective.word)): warnings.warn(said)
 
 # %% ../nbs/04_objectives.ipynb #60e00df0
 @patch

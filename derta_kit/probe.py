@@ -16,10 +16,11 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from .data import _mask, redact_tokens
 from .decode import Continuation, _ends, decode
 from .loss import head_logits, target_logprobs
-from .models import context_length, prompt_ids, text_ids, unwrap, word_of
+from .models import context_length, prompt_ids, text_ids, unwrap
 from .prefix_tree import Target, Tree, collate, hidden_states, tree_limit
 from .records import DataError, RowNumber, _count
 from .refusals import OPENERS, refusal_token_id
+from .taught import word_of
 
 # %% ../nbs/07_probe.ipynb #504d8677
 @dataclass(repr=False)
@@ -102,11 +103,14 @@ def token_text(
 
 # %% ../nbs/07_probe.ipynb #943b5fab
 def _paired(prompts, responses):
-    "`ValueError` unless there is a response for each prompt."
+    "Both as lists (a column of a DataFrame would go by its index); `ValueError` unless there is a response for each prompt."
     if isinstance(prompts, str) or isinstance(responses, str): raise ValueError("prompts and responses are lists; for one text each there is refusal_curve")
+    if wrong := next((x for x in (prompts, responses) if not hasattr(x, "__iter__")), None): raise ValueError(f"prompts and responses are lists, found one {type(wrong).__name__}")
+    prompts, responses = list(prompts), list(responses)
     for name,texts in dict(prompts=prompts, responses=responses).items():
         if i := next((i for i,t in enumerate(texts, 1) if not isinstance(t, str)), 0): raise DataError(name, RowNumber(i), None, f"expected text, found {type(texts[i-1]).__name__}")
     if len(prompts)!=len(responses): raise ValueError(f"{_count(len(prompts), 'prompt')} and {_count(len(responses), 'response')}: give two lists, with a response for each prompt")
+    return prompts, responses
 
 def pair_ids(
     model,                # a causal LM, with or without adapters
@@ -116,7 +120,7 @@ def pair_ids(
     max_tokens:int=512,   # of each response
 )->list:                  # (prompt ids, response ids)
     "Token ids of prompts and responses; `ValueError` for lists of unequal length, a response without tokens, or a pair longer than the model's context."
-    _paired(prompts, responses)
+    prompts, responses = _paired(prompts, responses)
     if max_tokens < 1: raise ValueError(f"max_tokens={max_tokens}: give a number of 1 or more")
     ids, room = [(prompt_ids(tokenizer, p), text_ids(tokenizer, r)[:max_tokens]) for p,r in zip(prompts, responses)], context_length(model)
     for i,(q,r) in enumerate(ids):
@@ -131,7 +135,7 @@ def refusal_curves(
     tokenizer,               # its tokenizer
     prompts:list,            # user messages
     responses:list,          # texts, one for each prompt
-    word:str|None=None,      # the refusal token's word; default: what the model was taught, see `models.word_of`
+    word:str|None=None,      # the refusal token's word; default: what the model was taught, see `taught.word_of`
     openers=None,            # also score these, e.g. `OPENERS`
     max_tokens:int=512,      # of each response
     batch_tokens:int=2048,   # tokens in one forward pass
@@ -141,6 +145,7 @@ def refusal_curves(
     "The refusal curve of each response. Dropout is off, whatever mode the model is in. `ValueError` for lists of unequal length, a response that is empty, a pair longer than the model's context, or a word that is not one token."
     word = word_of(model) if word is None else word
     refusal, was, out = refusal_token_id(tokenizer, word), model.training, []
+    prompts, responses = _paired(prompts, responses)
     ids = pair_ids(model, tokenizer, prompts, responses, max_tokens); bar = tqdm(total=len(ids), desc=desc, disable=desc is None, unit="row")
     head = head_logits(unwrap(model))
     model.eval()

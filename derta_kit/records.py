@@ -36,6 +36,7 @@ def _count(n, what): return f"{n} {what}{'s'*(n!=1)}"
 def _listed(rows, name="rows"):
     "Rows that can be gone through by number: a list, a `Dataset`, those of a DataFrame; `ValueError` for text, a table of columns, and what has no rows."
     if isinstance(rows, pd.DataFrame): return rows.astype(object).where(rows.notna(), None).to_dict("records")
+    if isinstance(rows, pd.Series): return rows.tolist()      # which would go by its index
     if isinstance(rows, (str, bytes, dict)) or not hasattr(rows, "__iter__"): raise ValueError(f"{name}: expected a list of rows, a Dataset or a DataFrame, found one {type(rows).__name__}")
     return rows if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") else list(rows)
 
@@ -173,6 +174,7 @@ def _lines_path(path):
 
 def _folder_path(path):
     "Where a folder may be made; `ValueError` for the name of a file."
+    if not isinstance(path, (str, Path)) or not str(path): raise ValueError(f"out={path!r}: give the name of a folder")
     p = Path(path)
     if not p.is_dir() and p.suffix.lower() in {*_SUFFIXES, ".txt", ".md", ".html", ".png", ".yaml", ".yml"}: raise ValueError(f"{path}: a folder is made there, and that is the name of a file; call it {p.with_suffix('')}")
     return p

@@ -13,6 +13,15 @@ from .plots import NAMES, _bare, _style
 from .records import _count
 from .scorecard import rate, wilson
 
+# %% ../nbs/12d_tables.ipynb #ff57b056
+def _there(rows, *models, by=()):
+    "`by` as a tuple of columns; `ValueError` for a model or a column that the rows do not have."
+    if not isinstance(rows, pd.DataFrame): raise ValueError(f"rows: expected the rows of an evaluation (e.rows), found {type(rows).__name__}")
+    by = (by,) if isinstance(by, str) else tuple(by)
+    if wrong := [m for m in models if not (rows.model==m).any()]: raise ValueError(f"no rows of a model called {wrong[0]!r}; there are {', '.join(rows.model.unique())}")
+    if wrong := [c for c in by if c not in rows]: raise ValueError(f"by={wrong[0]!r}: no such column; use {', '.join(c for c in ('model','attack','setting','question') if c in rows)}")
+    return by
+
 # %% ../nbs/12d_tables.ipynb #79dd3b72
 def _col(name, judge): return f"{name}:{judge}" if judge else name
 
@@ -22,7 +31,7 @@ def asr(
     judge:str="",            # a further judge's name; "": the first one
 )->pd.DataFrame:             # rate, low, high, k unsafe of n judged, errors, empty
     "Share of judged responses that are unsafe, with 95% Wilson intervals (see `scorecard.rate` for several of one question). `errors` could not be had or judged; `empty` were judged although they say nothing (the kit's own judges call that an error); `ValueError` for a judge that is not there."
-    u, e = _col("unsafe", judge), _col("error", judge)
+    u, e, by = _col("unsafe", judge), _col("error", judge), _there(rows, by=by)
     if u not in rows: raise ValueError(f"judge={judge!r}: use {', '.join(repr(c.partition(':')[2]) for c in rows if c.split(':')[0]=='unsafe') or 'rows that were judged'}")
     rows = rows[rows[u].notna() | (rows[e]!="")]
     out = [dict(zip(by, k if isinstance(k, tuple) else (k,))) | rate((ok := g[g[u].notna()])[u].astype(bool), ok.question) | dict(errors=int((g[e]!="").sum()), empty=int(((g[e]=="") & (g.response.str.strip()=="")).sum()))
@@ -65,8 +74,7 @@ def paired(
     "Difference in attack success, over cases that were judged for both, with a bootstrap over questions; `ValueError` for a model without rows."
     u = _col("unsafe", judge); other = rows if other is None else other
     x, y = (r[r.model==m].drop_duplicates("case").set_index("case") for r,m in ((rows,a), (other,b)))
-    for m,t in ((a,x), (b,y)):
-        if not len(t): raise ValueError(f"no rows of a model called {m!r}; there are {', '.join(dict.fromkeys([*rows.model, *other.model]))}")
+    _there(rows, a, by=(by,)); _there(other, b)
     both, out = x.index.intersection(y.index), []
     for k,g in x.loc[both].groupby(by, sort=False):
         z = pd.DataFrame(dict(q=g.question, d=g[u].astype("Float64")-y.loc[g.index, u].astype("Float64")))
@@ -140,7 +148,7 @@ def positions(
     by=("model",),       # columns that make a group
 )->pd.DataFrame:         # shares of n responses: of each bin, "never", and n
     "Where responses first refuse, in words before it."
-    out = []
+    by, out = _there(rows, by=by), []
     for k,g in rows[rows.refused.notna()].groupby(list(by), sort=False):
         w = g.word.astype("Float64").to_numpy(float, na_value=np.nan)
         out.append(dict(zip(by, k)) | {b: float(np.mean((w>=lo) & (w<=hi))) for b,(lo,hi) in BINS.items()} | dict(never=float(np.mean(np.isnan(w))), n=len(g)))
@@ -179,7 +187,7 @@ def self_correction(
     judge:str="",            # a further judge's name; "": the first one
 )->pd.DataFrame:
     "Cases that `against` failed: how many `model` defends, how many of those by refusing after something was said, at the start, or without a refusal."
-    u = _col("unsafe", judge)
+    u = _col("unsafe", judge); _there(rows, against, model, by=(by,))
     x, y = (rows[rows.model==m].drop_duplicates("case").set_index("case") for m in (against, model))
     lost, out = y.loc[y.index.intersection(x.index[x[u].fillna(False)])], []
     for k,g in lost.groupby(by, sort=False):
@@ -194,7 +202,7 @@ def stutter(
     by=("model",),       # columns that make a group
 )->pd.DataFrame:
     "Share of refusals that repeat their opener back to back, with 95% intervals."
-    g = rows[rows.refused.fillna(False).astype(bool)].groupby(list(by), sort=False)
+    by = _there(rows, by=by); g = rows[rows.refused.fillna(False).astype(bool)].groupby(list(by), sort=False)
     return pd.DataFrame([dict(zip(by, k)) | rate(x.stutter.astype(bool), x.question) for k,x in g], columns=[*by,"rate","low","high","k","n"])
 
 # %% ../nbs/12d_tables.ipynb #e2193143

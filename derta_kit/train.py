@@ -15,9 +15,10 @@ from accelerate.data_loader import SeedableRandomSampler
 from .engines import EngineCheck, check_shardable, choose_engine, engine_arguments, shard_on_cpu
 from .models import context_length, unwrap
 from .loss import as_forward, step_total, tree_loss
-from .model_card import _amounts, write_card
+from .model_card import training, write_card
 from .objectives import KINDS, RTO, TreeCollator, TreeDataset
 from .prefix_tree import Node, Tree, collate, takes_blocks, tree_limit
+from .records import _folder_path
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -253,19 +254,22 @@ def fine_tune(
     **kwargs               # any of `DertaArguments`
 )->DertaTrainer:           # its `state.log_history` holds the curves
     "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, or rows longer than it can read."
-    if isinstance(tokenizer, TreeDataset): raise ValueError(f"expected a tokenizer, found {type(tokenizer).__name__}; arguments come in the order model, tokenizer, dataset, out")
+    out = _folder_path(out)
+    if wrong := [(what, x) for what,x,has in (("model",model,"parameters"), ("tokenizer",tokenizer,"get_vocab")) if not hasattr(x, has)]: raise ValueError(f"expected a {wrong[0][0]}, found {type(wrong[0][1]).__name__}; arguments come in the order model, tokenizer, dataset, out")
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     if (o := getattr(dataset, "objective", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
-    if not len(dataset) or not isinstance(dataset[0], Tree): raise ValueError(f"dataset: expected trees, found {'no rows' if not len(dataset) else 'rows of '+type(dataset[0]).__name__}; make them with objectives.TreeDataset(tokenizer, triples, helpful)")
+    for name,d in dict(dataset=dataset, eval_dataset=eval_dataset).items():
+        if d is None and name=="eval_dataset": continue
+        if not len(d) or not isinstance(d[0], Tree): raise ValueError(f"{name}: expected trees, found {'no rows' if not len(d) else 'rows of '+type(d[0]).__name__}; make them with objectives.TreeDataset(tokenizer, triples, helpful)")
     args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model, kwargs)), **kwargs})
     trainer = DertaTrainer(model, args, dataset, tokenizer, eval_dataset, callbacks=callbacks)
     for w in watch: trainer.add_callback(w(trainer))
     if getattr(o, "rto", False): model.refusal_word = o.word       # for whoever reads curves, from now on
     rows, before = {"triples": len(getattr(dataset, "triples", dataset)), "helpful pairs": len(getattr(dataset, "helpful", ()))}, getattr(model, "trained_before", ())
     if trainer.is_world_process_zero() and not last_checkpoint(out) and any((Path(out)/f).exists() for f in ("adapter_config.json","config.json")):
-        warnings.warn(f"{out} holds a result of training already, which this one will replace" + (f"; the model goes on from what it has learnt here ({'; '.join(before)})" if before else ""), stacklevel=2)
+        warnings.warn(f"{out} holds a result of training already, which this one will replace" + (f"; the model goes on from what it has learnt ({'; '.join(before)})" if before else ""), stacklevel=2)
     go_on(trainer, out)
     trainer.save_model(str(out))
     write_card(trainer, getattr(tokenizer, "name_or_path", ""), o, rows, before)
-    model.trained_before = (*before, f"{trainer.state.global_step} steps on {_amounts(rows)}")
+    model.trained_before = (*before, training(trainer.state.global_step, o, rows))
     return trainer

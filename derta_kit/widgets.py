@@ -186,12 +186,12 @@ def start(self:Explorer,
     if name not in self.ms: raise ValueError(f"model={name!r}: use {', '.join(self.ms)}")
     if not 0 <= at <= len(self.ids): raise ValueError(f"position {at}: the response has {_count(len(self.ids), 'token')}")
     forced = text_ids(self.tok, forced) if isinstance(forced, str) else list(forced)
+    if not all(0 <= t < len(self.tok) for t in forced): raise ValueError(f"give a text that is not empty, or ids of the {len(self.tok)} tokens")
     if name not in self.tracks: self.measure(self.asked, self.response)       # another one was live, whose readings do not hold for this one
     c, self.ids = self.tracks[name], self.ids[:at]
     self.tracks = {name: RefusalCurve(c.prompt, c.tokens[:at], c.prob[:at], c.rank[:at], c.logp[:at], None, c.word, (c.top or [])[:at])}
     self.said, self.strip.rollouts, self.strip.live, self.strip.depth = {}, {}, True, at
-    self._stop.clear()
-    self._thread = threading.Thread(target=self._talk, args=(name, at, forced, most), daemon=True); self._thread.start()
+    self._stop.clear(); self._thread = threading.Thread(target=self._talk, args=(name, at, forced, most), daemon=True); self._thread.start()
 
 # %% ../nbs/09b_widgets.ipynb #e9ba2f94
 @patch
@@ -232,7 +232,7 @@ def force(self:Explorer,
     token,             # id, or text
 ):
     "Put a token (an id, or text) at position `at`, and let the model go on: does it find its way back?"
-    self.halt(); self.start(min(at, len(self.ids)), token if isinstance(token, str) else [int(token)])
+    self.halt(); self.start(at, (token or [-1]) if isinstance(token, str) else [int(token)])
 
 # %% ../nbs/09b_widgets.ipynb #c8aa3e77
 @patch

@@ -4,7 +4,8 @@ import pytest
 from conftest import tiny
 from engine_worker import tokenizer
 from derta_kit.cli_train import derta_train
-from derta_kit.models import load, trained_word, word_of
+from derta_kit.models import load
+from derta_kit.taught import trained_word, word_of
 
 KIND_OF = dict(vanilla={"mle"}, recaug={"mle"}, rto={"mle","rto"}, derta={"mle","rto"})       # losses that a run logs
 

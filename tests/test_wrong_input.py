@@ -3,7 +3,7 @@ import builtins, copy, dis, importlib, math, os, re, warnings, zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from types import CodeType, SimpleNamespace
-from derta_kit import attacks, card, compare, complete, data, decode, evaluate, export, gates, judges, mix, models, plots, probe, speak
+from derta_kit import attacks, card, compare, complete, data, decode, evaluate, export, gates, judges, mix, models, plots, probe, speak, tables, taught
 from derta_kit.objectives import TreeDataset, objective
 from derta_kit.records import DataError
 from derta_kit.train import fine_tune
@@ -185,8 +185,8 @@ def test_training_again_says_so_and_the_card_tells_both(demo, tmp_path):
     with pytest.raises(ValueError, match="expected trees, found no rows"): fine_tune(lm, tok, TreeDataset(tok, []), tmp_path/"a", **how)
     assert not (tmp_path/"a").exists()
     fine_tune(lm, tok, TreeDataset(tok, ROWS), tmp_path/"a", **how)
-    with pytest.warns(UserWarning, match=r"a holds a result of training already, which this one will replace; the model goes on from what it has learnt here \(1 steps on 3 triples\)"): fine_tune(lm, tok, TreeDataset(tok, ROWS[:2]), tmp_path/"a", **how)
-    assert re.search(r"\| trained before \| 1 steps on 3 triples \|\n\| data \| 2 triples \|", (tmp_path/"a"/"README.md").read_text(encoding="utf-8"))
+    with pytest.warns(UserWarning, match=r"a holds a result of training already, which this one will replace; the model goes on from what it has learnt \(1 step of derta on 3 triples\)"): fine_tune(lm, tok, TreeDataset(tok, ROWS[:2]), tmp_path/"a", **how)
+    assert re.search(r"\| trained before \| 1 step of derta on 3 triples \|\n\| data \| 2 triples \|", (tmp_path/"a"/"README.md").read_text(encoding="utf-8"))
 
 
 def test_a_tokenizer_without_a_template_is_said_once(demo):
@@ -264,7 +264,7 @@ def test_arguments_in_another_order_are_named(demo, tmp_path):
 def test_curves_are_of_the_word_that_an_adapter_was_taught(demo, tmp_path):
     "An adapter that was taught I is not drawn as one that never says Sorry."
     import json
-    from derta_kit.models import trained_word
+    from derta_kit.taught import trained_word
     from derta_kit.pages import figures
     (tmp_path/"mine").mkdir(); (tmp_path/"mine"/"run.json").write_text(json.dumps(dict(objective=dict(word="I")))); assert trained_word(tmp_path/"mine") == "I"
     assert compare._words(dict(base=None, mine=tmp_path/"mine"), demo[0]) == dict(base="I", mine="I") and compare._words(dict(base=None, m=demo), demo[0]) == dict(base="Sorry", m="Sorry")
@@ -279,20 +279,20 @@ def test_curves_are_of_the_word_that_an_adapter_was_taught(demo, tmp_path):
 
 def test_an_adapter_says_by_its_card_what_it_was_taught(demo, tmp_path):
     "compare and the explorer ask an adapter for its own word, without a record of derta_train beside it."
-    from derta_kit.models import trained_word
+    from derta_kit.taught import trained_word
     from derta_kit.widgets import Explorer
     model, tok = models.load("demo", mode="lora", lora=dict(r=2))
     rows = [dict(prompt=f"How do I skip school {i}?", safe="I cannot help with that.", harmful="Call in sick, and stay at home all day.") for i in range(2)]
     fine_tune(model, tok, TreeDataset(tok, rows, objective=objective("derta", word="I")), tmp_path/"mine", max_steps=1, logging_steps=1, disable_tqdm=True)
     assert trained_word(tmp_path/"mine") == "I"
     mine, loaded = probe.refusal_curve(model, tok, rows[0]["prompt"], rows[0]["harmful"]), models.load("demo", adapter=tmp_path/"mine")
-    assert mine.word == "I" and models.word_of(demo[0]) == "Sorry" and models.word_of(models.load("demo", adapter=tmp_path/"mine", merge=True)[0]) == "I"
+    assert mine.word == "I" and taught.word_of(demo[0]) == "Sorry" and taught.word_of(models.load("demo", adapter=tmp_path/"mine", merge=True)[0]) == "I"
     assert np.allclose(probe.refusal_curve(*loaded, rows[0]["prompt"], rows[0]["harmful"]).prob, mine.prob, atol=1e-4) and compare.Models(dict(a=loaded, b=demo)).words == dict(a="I", b="I")
     c = compare.compare(dict(base=None, mine=tmp_path/"mine"), [rows[0]["prompt"]], [rows[0]["harmful"]], recheck="mine")
     assert [x[0].word for x in c.curves.values()] == ["I", "I"]
     with (ms := compare.Models(dict(base=None, mine=tmp_path/"mine"), base=models.load("demo"))).use("mine") as m:
         assert np.allclose(c.curves["mine"][0].prob, probe.refusal_curve(m, tok, rows[0]["prompt"], rows[0]["harmful"], word="I").prob, atol=1e-4)
-        assert np.allclose(c.recheck["mine"][0], compare.recheck_curve(m, tok, rows[0]["prompt"], rows[0]["harmful"]), atol=1e-4) and models.word_of(m) == "I"
+        assert np.allclose(c.recheck["mine"][0], compare.recheck_curve(m, tok, rows[0]["prompt"], rows[0]["harmful"]), atol=1e-4) and taught.word_of(m) == "I"
     x = Explorer(ms, examples=rows, openers=None); assert x.figure().axes[0].get_ylabel() == 'P("I")'
     assert compare.compare(ms, [rows[0]["prompt"]], [rows[0]["harmful"]], word="Sorry").curves["mine"][0].word == "Sorry"
     (tmp_path/"mine"/"README.md").write_text("---\na: [\n---\nmine"); assert trained_word(tmp_path/"mine") is None
@@ -333,3 +333,64 @@ def test_what_is_written_can_be_read_again_under_its_name(tmp_path, monkeypatch)
         with models.atomically(tmp_path/"there") as p: p.write_text("x")
     assert sorted(tmp_path.rglob("*")) == before
     assert said(derta_probe, "Hi", "Hello there, and welcome.", "--out", "x.png").returncode == 0 and {p.name for p in tmp_path.glob("x*")} == {"x.png","x.csv"}
+
+
+# ---- a fourth reader
+
+def test_the_card_of_an_adapter_that_was_trained_on_tells_all_trainings(demo, tmp_path):
+    tok, how = demo[1], dict(max_steps=1, disable_tqdm=True, per_device_train_batch_size=2)
+    m, _ = models.load("demo", mode="lora", lora=dict(r=2)); fine_tune(m, tok, TreeDataset(tok, ROWS), tmp_path/"one", **how)
+    m, _ = models.load("demo", mode="lora", adapter=tmp_path/"one"); fine_tune(m, tok, TreeDataset(tok, ROWS[:2], objective="vanilla"), tmp_path/"two", **how)
+    text = (tmp_path/"two"/"README.md").read_text(encoding="utf-8"); assert "| trained before | 1 step of derta on 3 triples |" in text and "after other trainings" in text and "do not expect" not in text
+    assert taught.trainings(tmp_path/"two") == ("1 step of derta on 3 triples", "1 step of vanilla on 2 triples") and taught.trainings(tmp_path/"one") == ("1 step of derta on 3 triples",)
+    assert models.load("demo", adapter=tmp_path/"two")[0].trained_before == taught.trainings(tmp_path/"two") and taught.trained_word(tmp_path/"two") == "Sorry"
+
+
+def test_a_column_of_a_table_goes_by_place_and_not_by_index(demo):
+    d = pd.DataFrame(ROWS).iloc[::-1]; want = [r["prompt"] for r in ROWS[::-1]]
+    assert [c.prompt for c in probe.refusal_curves(*demo, d.prompt, d.harmful)] == want and [c.prompt for c in compare.compare(dict(m=demo), d.prompt, d.harmful).curves["m"]] == want
+    assert [c.question for c in attacks.attack("none", d.prompt)] == want
+    with pytest.raises(DataError, match="responses, row 2: expected text"): probe.refusal_curves(*demo, d.prompt[:2], pd.Series(["x", 3], index=[9, 4]))
+
+
+def test_tables_name_what_is_not_there():
+    rows = pd.DataFrame([dict(model="base", attack="none", setting="", question="q", case="c", begun="", response="x", error="", n=1, unsafe=True, refused=False, word=None, stutter=False)])
+    for f,says in ((lambda: tables.self_correction(rows), "no rows of a model called 'vanilla'; there are base"), (lambda: tables.paired(rows, "base", "bse"), "no rows of a model called 'bse'"), (lambda: tables.asr_table(rows, by="atack"), "by='atack': no such column; use model, attack"),
+                   (lambda: tables.asr_table(SimpleNamespace(rows=rows)), "expected the rows of an evaluation"), (lambda: tables.positions(rows, by="modl"), "no such column")):
+        with pytest.raises(ValueError, match=says): f()
+    assert tables.positions(rows, by="model").model[0] == "base" and tables.asr(rows, by="model").k[0] == 1
+
+
+def test_exchanged_columns_are_said_whatever_the_objective(demo):
+    rows = [dict(prompt=f"How do I skip school {i}?", safe="Call in sick, and stay at home for all of the day.", harmful="Sorry, I cannot help with that, since it is not allowed.") for i in range(4)]
+    for o in ("derta", "vanilla", "recaug", "rto"):
+        with pytest.warns(UserWarning, match="are the two columns exchanged?") as w: TreeDataset(demo[1], rows, objective=o)
+        assert len(w) == 1
+
+
+def test_training_checks_all_that_it_is_given(demo, tmp_path, monkeypatch):
+    from derta_kit.monitor import TrainingMonitor
+    monkeypatch.chdir(tmp_path); tok = demo[1]; lm = tiny("llama", vocab_size=len(tok), max_position_embeddings=512).train(); t = TreeDataset(tok, ROWS)
+    for f,says in ((lambda: fine_tune(lm, tok, t, "out", eval_dataset=ROWS), "eval_dataset: expected trees, found rows of dict"), (lambda: fine_tune(lm, tok, t, None), "out=None: give the name of a folder"), (lambda: fine_tune(tok, lm, t, "out"), "expected a model, found"),
+                   (lambda: TrainingMonitor(tok, ["q"]), "rows, row 1"), (lambda: TrainingMonitor(tok, every=0), "every=0: give a number of steps"), (lambda: data.read_triples(pd.DataFrame(ROWS), columns=dict(safe="safe")), "prompt is not named")):
+        with pytest.raises(ValueError, match=says): f()
+    with pytest.raises(ValueError, match="no model is called 'bas'; there are m"):
+        with compare.Models(dict(m=demo)).use("bas"): pass
+    assert not list(tmp_path.iterdir())
+    data.write_jsonl(pd.DataFrame(ROWS), "x.jsonl"); assert len(data.read_triples("x.jsonl")) == len(data.keep_back(pd.DataFrame(ROWS), 1)["train"])+1 == len(ROWS)
+
+
+def test_the_explorer_forces_what_there_is(demo):
+    from derta_kit.widgets import Explorer
+    x = Explorer(demo, examples=ROWS, openers=None); n = len(x.ids)
+    for at,token,says in ((300, " First", f"position 300: the response has {n} tokens"), (3, "", "a text that is not empty"), (3, 99999999, "ids of the")):
+        with pytest.raises(ValueError, match=says): x.force(at, token)
+    assert len(x.ids) == n and not x.strip.live
+
+
+def test_beside_a_clone_the_kit_is_found(tmp_path):
+    "The clone's folder has the package's name, and Python looks in the present folder first."
+    import subprocess, sys
+    (tmp_path/"derta_kit").mkdir()
+    r = subprocess.run([sys.executable, "-c", "import derta_kit; print(derta_kit.__version__); from derta_kit import strip"], cwd=tmp_path, capture_output=True, text=True, env={k: v for k,v in os.environ.items() if k != "PYTHONPATH"})
+    assert r.returncode == 0 and r.stdout.strip(), r.stderr
