@@ -121,7 +121,7 @@ class Comparison:
         show_harmful:bool=False,   # leave the responses' tokens readable
     )->pd.DataFrame:
         "A row a model, response and position."
-        return pd.concat([c.to_frame(show_harmful).assign(model=n, response=i, **({"kl": self.kl[n][i]} if n in self.kl else {}), **({"recheck": self.recheck[n][i]} if n in self.recheck else {})).reset_index()
+        return pd.concat([c.to_frame(show_harmful).assign(model=n, response=i, word=c.word, **({"kl": self.kl[n][i]} if n in self.kl else {}), **({"recheck": self.recheck[n][i]} if n in self.recheck else {})).reset_index()
                           for n,cs in self.curves.items() for i,c in enumerate(cs)], ignore_index=True)
 
     def __repr__(self): return f"Comparison of {', '.join(self.curves)} over {_count(len(next(iter(self.curves.values()))), 'response')}"
@@ -153,7 +153,8 @@ def plot(self:Comparison)->plt.Figure:
         d = self.mean(what, name); l, = ax.plot(d["mean"], **{**dict(lw=2, label=NAMES.get(name, name)), **_style(name), **kw}); ax.fill_between(d.index, d.low, d.high, color=l.get_color(), alpha=.15, lw=0)
     for n in self.curves: line(axs[0,0], "prob", n)
     for n in self.recheck: line(axs[0,0], "recheck", n, lw=1.2, ls=(0,(1,1)), label=f"{NAMES.get(n, n)}, re-checked", color=_style(n).get("color"))
-    axs[0,0].set(ylabel="P(refusal token)", ylim=(-.03,1.03)); _bare(axs[0,0]).legend(frameon=False, fontsize=8)
+    words = {n: cs[0].word for n,cs in self.curves.items()}; some = {*words.values()}
+    axs[0,0].set(ylabel="P(refusal token)" if some=={"Sorry"} else f'P("{[*some][0]}")' if len(some)==1 else "P(the model's refusal token)", ylim=(-.03,1.03)); _bare(axs[0,0]).legend(frameon=False, fontsize=8)
     if self.kl:
         for n in self.kl: line(axs[1,0], "kl", n)
         axs[1,0].set(ylabel="KL to the base, nats"); _bare(axs[1,0])
@@ -163,7 +164,8 @@ def plot(self:Comparison)->plt.Figure:
 # %% ../nbs/08c_compare.ipynb #9c40ec76
 @patch
 def _repr_html_(self:Comparison):
-    return pd.DataFrame({n: {"mean P(refusal), position 2 on": np.concatenate([c.prob[2:] for c in cs]).mean(), **({"mean KL to the base, nats": np.concatenate(self.kl[n]).mean()} if n in self.kl else {}),
+    words = {n: cs[0].word for n,cs in self.curves.items()}
+    return pd.DataFrame({n: {**({"word": words[n]} if {*words.values()}!={"Sorry"} else {}), "mean P(refusal), position 2 on": np.concatenate([c.prob[2:] for c in cs]).mean(), **({"mean KL to the base, nats": np.concatenate(self.kl[n]).mean()} if n in self.kl else {}),
                              **({"re-checked, mean P(refusal)": np.concatenate(self.recheck[n]).mean()} if n in self.recheck else {})} for n,cs in self.curves.items()}).T.to_html(float_format="{:.3f}".format)
 
 # %% ../nbs/08c_compare.ipynb #39d4aa66
@@ -200,12 +202,12 @@ def compare(
     top:int=0,               # also keep so many of the likeliest next tokens
     desc:str|None=None,      # shown beside the progress bar; no bar without it
 )->Comparison:
-    "Curves of every model on every response, and KL (nats; arXiv 2406.05946) to the model called base, where there is one; `ValueError` unless there is a response for each prompt."
-    prompts, responses = _paired(prompts, responses)
+    "Curves of every model on every response (of one that was taught no word: of the word of those beside it, or Sorry), and KL (nats; arXiv 2406.05946) to the model called base, where there is one; `ValueError` unless there is a response for each prompt."
+    if not (prompts := (pair := _paired(prompts, responses))[0]): raise ValueError("no prompts and responses: there is nothing to look at")
+    responses = pair[1]
     ms, recheck = models if isinstance(models, Models) else Models(models, base), (recheck,) if isinstance(recheck, str) else recheck
     if wrong := [n for n in recheck if n not in ms]: raise ValueError(f"recheck: no model is called {wrong[0]!r}; there are {', '.join(ms)}")
-    tok, word, ids = ms.tok, ms.words if word is None else {n: word for n in ms}, pair_ids(ms.lm, ms.tok, prompts, responses, max_tokens)
-    sorry = {n: refusal_token_id(tok, w) for n,w in word.items()}
+    tok, word, ids = ms.tok, ms.words if word is None else {n: word for n in ms}, pair_ids(ms.lm, ms.tok, prompts, responses, max_tokens); sorry = {n: refusal_token_id(tok, w) for n,w in word.items()}
     curves, kl, limits = {n: [None]*len(ids) for n in ms}, {n: [None]*len(ids) for n in ms if n!="base"} if "base" in ms else {}, {}
     for n in ms:
         with ms.use(n) as m: limits[n] = tree_limit(m)

@@ -89,6 +89,7 @@ def read_triples(
 )->Dataset:                   # columns prompt, safe, harmful, source, category; "" for what the layout lacks
     "Triples from any public layout, recognised by its columns (`LAYOUTS`); `DataError` names file, line and field, `ValueError` an argument that is off, `OSError` a source that is not there."
     if on_error not in ("raise","skip"): raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
+    if not isinstance(columns or {}, dict): raise ValueError(f"columns={columns!r}: give a dict, such as dict(prompt='question')")
     problems, unused, notes = [] if problems is None else problems, Counter(), Counter()
     def bad(e):
         if on_error=="raise": raise e from None

@@ -11,7 +11,7 @@ from .models import prompt_ids, response_end, text_ids
 from .model_card import training, write_card
 from .objectives import _room
 from .records import DataError, RowNumber, _folder_path, _listed
-from .train import go_on
+from .train import _what, go_on
 from datasets import Dataset
 from peft import PeftModel
 
@@ -64,9 +64,9 @@ def train_dpo(
     if not len(triples): raise ValueError("triples: there is none to train on")
     Config, PreferenceTrainer = _dpo_trainer()
     cpu = model.device.type=="cpu"
-    args = Config(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, num_train_epochs=1, learning_rate=5e-7, bf16=not cpu, activation_checkpointing=not cpu, use_cpu=cpu, max_length=max_length), **kwargs})
+    args = Config(output_dir=str(out), **{**dict(report_to="none", save_strategy="steps" if "save_steps" in kwargs else "no", logging_steps=5, num_train_epochs=1, learning_rate=5e-7, bf16=not cpu, activation_checkpointing=not cpu, use_cpu=cpu, max_length=max_length), **kwargs})
     trainer = PreferenceTrainer(model, args=args, train_dataset=preference_table(tokenizer, triples, max_length), processing_class=tokenizer, callbacks=callbacks)
-    go_on(trainer, out)
+    go_on(trainer, out, _what("dpo", args, triples=triples))
     if isinstance(model, PeftModel) and "ref" in model.peft_config: model.delete_adapter("ref")
     trainer.save_model(str(out))
     write_card(trainer, getattr(tokenizer, "name_or_path", ""), "dpo", rows := {"triples": len(triples)}, before := getattr(model, "trained_before", ()))

@@ -85,7 +85,7 @@ def model_card(
     rows = {} if objective is None else {"targets": _taught(objective)}
     rows |= {"trained before": "; ".join(before)} if before else {}
     rows |= {"data": _amounts(data), "steps": f"{trainer.state.global_step}, learning rate {trainer.args.learning_rate:g}, seed {trainer.args.seed}", **_end(trainer)}
-    word = objective.word if getattr(objective, "rto", False) else getattr(trainer.model, "refusal_word", None)       # also what an adapter had been taught before
+    word = getattr(objective, "taught", None) or getattr(trainer.model, "refusal_word", None)       # also what an adapter had been taught before
     meta = ModelCardData(base_model=hub, library_name="peft" if adapter else "transformers", pipeline_tag="text-generation", tags=["derta", "refusal", "safety"] + ["lora"]*adapter, refusal_word=word, trainings=[*before, training(trainer.state.global_step, objective, data)])
     text = _CARD.format(title=title, aim=_aim(objective, before), ask=_ask(title, name, hub, adapter), rows="\n".join(f"| {k} | {v} |" for k,v in rows.items()),
                         what=f"{'An adapter for' if adapter else 'All weights of'} {hub or Path(name).name or 'a model'}")

@@ -180,7 +180,8 @@ def load(
     if adapter is not None: adapter_folder(adapter)
     if merge and (mode!="frozen" or adapter is None): raise ValueError("merge=True folds an adapter into a frozen model; pass adapter=… and mode='frozen'")
     tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if merge else dtype, device_map={"":device} if placed else None, trust_remote_code=False, **kwargs)
+    try: model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if merge else dtype, device_map={"":device} if placed else None, trust_remote_code=False, **kwargs)
+    except TypeError as e: raise (ValueError(f"{m[1]}: no such argument here, nor of models.load or from_pretrained") if (m := re.search(r"unexpected keyword argument '(\w+)'", str(e))) and m[1] in kwargs else e) from None
     if tok.pad_token_id is None: tok.pad_token = tok.eos_token      # only ever masked out, so no embedding is added
     tok.padding_side, tok.name_or_path = "left", name
     model = _prepare(model, mode, adapter, lora)

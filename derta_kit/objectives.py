@@ -39,6 +39,9 @@ class Objective:
     word:str="Sorry"         # the refusal token's word
     recipe:str="kit"         # or "paper": text form, cuts over words and truncation as released
 
+    @property
+    def taught(self): "The word that a model learns to refuse with: that of RTO, or one that was chosen; else `None`."; return self.word if self.rto or self.word!="Sorry" else None
+
     def __post_init__(self):
         share = lambda x: 0 <= x <= 1
         for name,fits,means in (("cuts", lambda x: x >= 1 and x==int(x), "a whole number of 1 or more"), ("empty", share, "a probability"), ("mle_weight", lambda x: 0 <= x < math.inf, "a number of 0 or more"),

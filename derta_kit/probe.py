@@ -7,6 +7,7 @@ __all__ = ['RefusalCurve', 'token_text', 'pair_ids', 'refusal_curves', 'refusal_
 
 # %% ../nbs/07_probe.ipynb #eee5ff1b
 import html, re
+from numbers import Integral
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
 import numpy as np, pandas as pd, torch
@@ -105,7 +106,7 @@ def token_text(
 def _paired(prompts, responses):
     "Both as lists (a column of a DataFrame would go by its index); `ValueError` unless there is a response for each prompt."
     if isinstance(prompts, str) or isinstance(responses, str): raise ValueError("prompts and responses are lists; for one text each there is refusal_curve")
-    if wrong := next((x for x in (prompts, responses) if not hasattr(x, "__iter__")), None): raise ValueError(f"prompts and responses are lists, found one {type(wrong).__name__}")
+    if wrong := [x for x in (prompts, responses) if not hasattr(x, "__iter__") or isinstance(x, (dict, pd.DataFrame))]: raise ValueError(f"prompts and responses are lists of texts, or columns, found one {type(wrong[0]).__name__}")
     prompts, responses = list(prompts), list(responses)
     for name,texts in dict(prompts=prompts, responses=responses).items():
         if i := next((i for i,t in enumerate(texts, 1) if not isinstance(t, str)), 0): raise DataError(name, RowNumber(i), None, f"expected text, found {type(texts[i-1]).__name__}")
@@ -240,8 +241,9 @@ def rollouts(
     **kwargs                 # of `decode.decode`, such as temperature, seed
 )->list[Continuation]:       # one a position: `.text`, `.ended`, `.n`
     "What the model says if it goes on from prefixes of one response, off one cache; `ValueError` for a position beyond its end."
+    if not isinstance(prompt, str): raise ValueError(f"prompt: expected one text, found {type(prompt).__name__}; rollouts are of one response")
     q, r = prompt_ids(tokenizer, prompt), text_ids(tokenizer, response) if isinstance(response, str) else list(response)
-    if not hasattr(positions, "__iter__"): raise ValueError(f"positions={positions!r}: give a list of them, such as [0, 20]")
+    if not hasattr(positions, "__iter__") or not all(isinstance(k, Integral) for k in positions): raise ValueError(f"positions={positions!r}: give a list of them, such as [0, 20]")
     for k in positions:
         if not 0 <= k <= len(r): raise ValueError(f"position {k}: the response has {_count(len(r), 'token')}")
     return decode(model, tokenizer, [q+r], [(0, len(q)+k) for k in positions], max_new_tokens, **kwargs)

@@ -20,11 +20,11 @@ def _card(folder):
 # %% ../nbs/00b_taught.ipynb #f5aa088f
 def trained_word(
     folder,       # of a model or an adapter
-)->str|None:      # the refusal token's word; `None` where RTO was no part of its training, so far as is known
+)->str|None:      # the refusal token's word; `None` where RTO was no part of its training and no word was chosen, so far as is known
     "The word that a model was taught as refusal token: what the record of `derta_train` says, or else the card."
     run = Path(folder)/"run.json"
     o = json.loads(run.read_text(encoding="utf-8")).get("objective") if run.exists() else None
-    if isinstance(o, dict) and o.get("rto", True) and o.get("word"): return o["word"]
+    if isinstance(o, dict) and (w := o.get("word")) and (o.get("rto", True) or w!="Sorry"): return w
     return w if isinstance(w := _card(folder).get("refusal_word"), str) else None
 
 def trainings(

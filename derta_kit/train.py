@@ -13,6 +13,7 @@ from fastcore.basics import patch
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from .engines import EngineCheck, check_shardable, choose_engine, engine_arguments, shard_on_cpu
+from .data import data_hash
 from .models import context_length, unwrap
 from .loss import as_forward, step_total, tree_loss
 from .model_card import training, write_card
@@ -211,6 +212,27 @@ def last_checkpoint(
     found = [p for p in Path(folder).glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit() and whole(p)]
     return str(max(found, key=lambda p: int(p.name.rpartition("-")[2]))) if found else None
 
+# %% ../nbs/06_train.ipynb #5a4dfad8
+_MARK = "derta.json"
+
+class _Marked(TrainerCallback):
+    "Leaves in each checkpoint what is trained."
+    def __init__(self, what): self.what = what
+    def on_save(self, args, state, control, **kwargs):
+        at = Path(args.output_dir)/f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and at.is_dir(): (at/_MARK).write_text(json.dumps(self.what), encoding="utf-8")
+
+def _what(targets, args, **rows):
+    "What is trained, in a form that can be kept and compared."
+    parts = {k: data_hash({c: r[c] for c in ("prompt","safe","harmful","response") if c in r} for r in v) for k,v in rows.items() if v is not None}
+    return json.loads(json.dumps(dict(targets=targets, learning_rate=args.learning_rate, seed=args.seed, **parts)))
+
+def _same(out, what):
+    "`ValueError` if the last checkpoint in `out` is of another training."
+    mark = Path(last_checkpoint(out) or out)/_MARK
+    was = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else what
+    if other := [k for k in what if was.get(k)!=what[k]]: raise ValueError(f"{out} holds a checkpoint of a run with other {', '.join(other)}; choose another folder, or remove this one")
+
 # %% ../nbs/06_train.ipynb #77960e40
 class _Done(Exception): pass
 
@@ -227,8 +249,10 @@ class _ShortRun(TrainerCallback):
 def go_on(
     trainer:Trainer,   # made, not yet run
     out,               # folder of its checkpoints
+    what=None,         # what is trained, as `_what` says it: kept with each checkpoint
 ):
-    "Train from the last complete checkpoint in `out`; where no step is left, only load it."
+    "Train from the last complete checkpoint in `out`; where no step is left, only load it. `ValueError` where it is of another training."
+    if what: _same(out, what); trainer.add_callback(_Marked(what))
     trainer.add_callback(_NoStepMore); trainer.add_callback(_ShortRun)
     if (at := last_checkpoint(out)) and trainer.is_world_process_zero(): print(f"going on from step {at.rpartition('-')[2]}: {out}", flush=True)
     try: trainer.train(resume_from_checkpoint=at)
@@ -255,20 +279,20 @@ def fine_tune(
 )->DertaTrainer:           # its `state.log_history` holds the curves
     "Train `model` on `dataset` and save it into `out`; goes on from the last complete checkpoint there; `ValueError` for a frozen model, or rows longer than it can read."
     out = _folder_path(out)
-    if wrong := [(what, x) for what,x,has in (("model",model,"parameters"), ("tokenizer",tokenizer,"get_vocab")) if not hasattr(x, has)]: raise ValueError(f"expected a {wrong[0][0]}, found {type(wrong[0][1]).__name__}; arguments come in the order model, tokenizer, dataset, out")
+    if wrong := [(what, x) for what,x,off in (("model", model, not hasattr(model, "parameters")), ("tokenizer", tokenizer, isinstance(tokenizer, TreeDataset) or hasattr(tokenizer, "parameters"))) if off]: raise ValueError(f"expected a {wrong[0][0]}, found {type(wrong[0][1]).__name__}; arguments come in the order model, tokenizer, dataset, out")
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     if (o := getattr(dataset, "objective", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
     for name,d in dict(dataset=dataset, eval_dataset=eval_dataset).items():
         if d is None and name=="eval_dataset": continue
         if not len(d) or not isinstance(d[0], Tree): raise ValueError(f"{name}: expected trees, found {'no rows' if not len(d) else 'rows of '+type(d[0]).__name__}; make them with objectives.TreeDataset(tokenizer, triples, helpful)")
-    args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model, kwargs)), **kwargs})
+    args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="steps" if "save_steps" in kwargs else "no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model, kwargs)), **kwargs})
     trainer = DertaTrainer(model, args, dataset, tokenizer, eval_dataset, callbacks=callbacks)
     for w in watch: trainer.add_callback(w(trainer))
-    if getattr(o, "rto", False): model.refusal_word = o.word       # for whoever reads curves, from now on
+    if getattr(o, "taught", None): model.refusal_word = o.taught       # for whoever reads curves, from now on
     rows, before = {"triples": len(getattr(dataset, "triples", dataset)), "helpful pairs": len(getattr(dataset, "helpful", ()))}, getattr(model, "trained_before", ())
     if trainer.is_world_process_zero() and not last_checkpoint(out) and any((Path(out)/f).exists() for f in ("adapter_config.json","config.json")):
         warnings.warn(f"{out} holds a result of training already, which this one will replace" + (f"; the model goes on from what it has learnt ({'; '.join(before)})" if before else ""), stacklevel=2)
-    go_on(trainer, out)
+    go_on(trainer, out, _what(o and vars(o), args, triples=getattr(dataset, "triples", None), helpful=getattr(dataset, "helpful", None)))
     trainer.save_model(str(out))
     write_card(trainer, getattr(tokenizer, "name_or_path", ""), o, rows, before)
     model.trained_before = (*before, training(trainer.state.global_step, o, rows))

@@ -394,3 +394,31 @@ def test_beside_a_clone_the_kit_is_found(tmp_path):
     (tmp_path/"derta_kit").mkdir()
     r = subprocess.run([sys.executable, "-c", "import derta_kit; print(derta_kit.__version__); from derta_kit import strip"], cwd=tmp_path, capture_output=True, text=True, env={k: v for k,v in os.environ.items() if k != "PYTHONPATH"})
     assert r.returncode == 0 and r.stdout.strip(), r.stderr
+
+
+def test_a_checkpoint_of_another_training_is_none_to_go_on_from(demo, tmp_path):
+    tok, how = demo[1], dict(max_steps=2, save_steps=1, disable_tqdm=True, per_device_train_batch_size=2)      # save_steps alone saves
+    lm = lambda: tiny("llama", vocab_size=len(tok), max_position_embeddings=512).train()
+    fine_tune(lm(), tok, TreeDataset(tok, ROWS, objective="vanilla"), tmp_path/"a", **how); assert (tmp_path/"a"/"checkpoint-2"/"derta.json").exists()
+    before = {f: f.read_bytes() for f in (tmp_path/"a").iterdir() if f.is_file()}
+    for t,more,says in ((TreeDataset(tok, ROWS), {}, "a run with other targets; choose another folder"), (TreeDataset(tok, ROWS[:2], objective="vanilla"), {}, "other triples"), (TreeDataset(tok, ROWS, objective="vanilla"), dict(learning_rate=1e-3), "other learning_rate")):
+        with pytest.raises(ValueError, match=says), warnings.catch_warnings(): warnings.simplefilter("ignore"); fine_tune(lm(), tok, t, tmp_path/"a", **how, **more)
+    assert {f: f.read_bytes() for f in (tmp_path/"a").iterdir() if f.is_file()} == before
+    assert fine_tune(lm(), tok, TreeDataset(tok, ROWS, objective="vanilla"), tmp_path/"a", **{**how, "max_steps": 3}).state.global_step == 3       # the same goes on
+
+
+def test_a_chosen_word_is_kept_and_shown(demo, tmp_path):
+    tok = demo[1]; m, _ = models.load("demo", mode="lora", lora=dict(r=2))
+    fine_tune(m, tok, TreeDataset(tok, ROWS, objective=objective("vanilla", word="I")), tmp_path/"v", max_steps=1, disable_tqdm=True)
+    assert taught.word_of(m) == taught.trained_word(tmp_path/"v") == "I" and objective("vanilla").taught is None and objective("rto").taught == "Sorry"
+    c = compare.compare(dict(base=None, v=tmp_path/"v"), [ROWS[0]["prompt"]], [ROWS[0]["harmful"]])
+    assert set(c.to_frame().word) == {"I"} and "<th>word</th>" in c._repr_html_() and c.plot().axes[0].get_ylabel() == 'P("I")'
+    same = compare.compare(dict(base=None), [ROWS[0]["prompt"]], [ROWS[0]["harmful"]]); assert "<th>word</th>" not in same._repr_html_() and same.plot().axes[0].get_ylabel() == "P(refusal token)"
+
+
+def test_more_that_is_said_in_a_sentence(demo):
+    m, tok = demo; d = pd.DataFrame(ROWS)
+    for f,says in ((lambda: compare.compare(dict(m=demo), [], []), "there is nothing to look at"), (lambda: probe.refusal_curves(m, tok, d[["prompt"]], d[["harmful"]]), "lists of texts, or columns, found one DataFrame"), (lambda: probe.rollouts(m, tok, ["q"], ["r"], [0]), "prompt: expected one text, found list"),
+                   (lambda: probe.rollouts(m, tok, "q", "r", "5"), "positions='5': give a list"), (lambda: judges.RuleJudge(words=-1), "words=-1"), (lambda: judges.RuleJudge(share=2), "share=2"), (lambda: data.read_triples(d, columns="prompt=q"), "give a dict, such as"),
+                   (lambda: compare.Models(dict(b=None), bas="demo"), "bas: no such argument here, nor of models.load")):
+        with pytest.raises(ValueError, match=says): f()
