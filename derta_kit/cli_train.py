@@ -63,7 +63,7 @@ def _data(r):
 def _rows_said(r, triples, pairs, n):
     "What is trained on, and what is kept back."
     from derta_kit.records import _count
-    use = f"for validation: P(refusal) on {'it' if len(triples)-n==1 else 'them'} is logged" if r.objective!="dpo" else "unused"
+    use = "unused" if r.objective=="dpo" else f"for validation: {'P(refusal)' if r.objective in ('rto','derta') else 'the loss'} on {'it' if len(triples)-n==1 else 'them'} is logged"
     return f"{_count(n, 'triple')} and {_count(len(pairs), 'helpful pair')} to train on" + (f"; {_count(len(triples)-n, 'triple')} kept back {use} (held_out)" if n < len(triples) else "")
 
 # %% ../nbs/14b_train_cli.ipynb #adeabec2
@@ -160,7 +160,8 @@ def _tokenizer_here(name):
 def _trainable(r, triples, pairs):
     "Raise what training would: for a gap, and where the tokenizer is here for a word that is not one token, or a prompt that leaves no room."
     from derta_kit.layouts import _filled
-    from derta_kit import objectives as O, recipes as R
+    from derta_kit import models, objectives as O, recipes as R
+    if r.adapter: models.adapter_folder(r.adapter)
     if r.objective=="dpo" or not (tok := _tokenizer_here(r.model)):
         for _ in _filled(triples, ("prompt","safe","harmful")): pass
         return

@@ -154,7 +154,7 @@ def plot(self:Comparison)->plt.Figure:
     for n in self.curves: line(axs[0,0], "prob", n)
     for n in self.recheck: line(axs[0,0], "recheck", n, lw=1.2, ls=(0,(1,1)), label=f"{NAMES.get(n, n)}, re-checked", color=_style(n).get("color"))
     words = {n: cs[0].word for n,cs in self.curves.items()}; some = {*words.values()}
-    axs[0,0].set(ylabel="P(refusal token)" if some=={"Sorry"} else f'P("{[*some][0]}")' if len(some)==1 else "P(the model's refusal token)", ylim=(-.03,1.03)); _bare(axs[0,0]).legend(frameon=False, fontsize=8)
+    axs[0,0].set(ylabel=f'P("{[*some][0]}")' if len(some)==1 else "P(the model's refusal token)", ylim=(-.03,1.03)); _bare(axs[0,0]).legend(frameon=False, fontsize=8)
     if self.kl:
         for n in self.kl: line(axs[1,0], "kl", n)
         axs[1,0].set(ylabel="KL to the base, nats"); _bare(axs[1,0])

@@ -52,8 +52,9 @@ def row_gates(
 def exchanged(
     flags:list,        # of each row, the names of the gates that it does not pass
 )->str:                # "" if there is nothing to ask
-    "A question, if in every row r̂ refuses and r does not."
-    return "every harmful response refuses, and no safe one does: are the two columns exchanged?" if len(flags) and all({"refuses","complies"} <= {*f} for f in flags) else ""
+    "A question, if in every whole row r̂ refuses and r does not."
+    whole = [{*f} for f in flags if "missing" not in f]
+    return "every harmful response refuses, and no safe one does: are the two columns exchanged?" if whole and all({"refuses","complies"} <= f for f in whole) else ""
 
 # %% ../nbs/03d_gates.ipynb #42fa822a
 _PERM, _SEED = 96, 42

@@ -54,7 +54,8 @@ def claim(
     if have is None or anew:
         with atomically(path) as p: p.write_text(json.dumps(want, ensure_ascii=False), encoding="utf-8")
         return want
-    if diff := [k for k in want["recipe"] if have.get("recipe",{}).get(k) != want["recipe"][k]] + (["data"] if have.get("data") != want["data"] else []):
+    was, parts = have.get("recipe", {}), lambda d, k: {f"{k}.{s}": v for s,v in d.get(k).items()} if isinstance(d.get(k), dict) else {k: d.get(k)}
+    if diff := [p for k,v in want["recipe"].items() if was.get(k)!=v for p in sorted({**parts(was, k), **parts(want["recipe"], k)}) if parts(was, k).get(p)!=parts(want["recipe"], k).get(p)] + (["data"] if have.get("data") != want["data"] else []):
         raise ValueError(f"{out} holds a run with another {', '.join(diff)}; choose another folder, or remove this one")
     return want
 

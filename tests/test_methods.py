@@ -49,7 +49,7 @@ def test_a_folder_is_one_runs_own(here, capsys):
     out, said = here/"own", ["--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--held_out", "0", "--max_length", "128", "--save_steps", "1"]
     go = lambda *more: derta_train([str(here/"triples.jsonl"), "--out", str(out), *said, *more])
     go(); before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}; assert {"run.json","settings.json","adapter_model.safetensors"} <= set(before)
-    for more,what in ((("--objective","vanilla"), "objective"), (("--lr","1e-3"), "lr"), (("--helpful", str(here/"pairs.jsonl")), "data")):
+    for more,what in ((("--objective","vanilla"), "objective"), (("--lr","1e-3"), "lr"), (("--set","train.max_steps=1"), "train.max_steps"), (("--helpful", str(here/"pairs.jsonl")), "data")):
         (here/"pairs.jsonl").write_text(json.dumps(dict(prompt="t1", response="t2")))
         with pytest.raises(SystemExit) as e: go(*more)
         assert e.value.code == 2 and f"holds a run with another {what}; choose another folder" in capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_a_run_that_left_nothing_owns_nothing(here, capsys):
 
 
 def test_a_plan_says_what_is_kept_back(here, capsys):
-    for name,use in (("derta", "for validation: P(refusal) on them is logged"), ("dpo", "unused")):
+    for name,use in (("derta", "for validation: P(refusal) on them is logged"), ("vanilla", "for validation: the loss on them is logged"), ("dpo", "unused")):
         derta_train([str(here/"triples.jsonl"), "--model", str(here/"model"), "--plan", "--device", "h100", "--objective", name, "--held_out", "4"])
         assert capsys.readouterr().out.endswith(f"8 triples and 0 helpful pairs to train on; 4 triples kept back {use} (held_out)\n")
 

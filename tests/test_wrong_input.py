@@ -305,6 +305,8 @@ def test_exchanged_columns_are_named(tmp_path):
     data.write_jsonl(rows, tmp_path/"x.jsonl"); assert "more usual" not in other_opener([r["safe"] for r in rows])
     r = said(derta_train, tmp_path/"x.jsonl", "--out", tmp_path/"o", "--plan"); assert r.returncode == 0 and "are the two columns exchanged?" in r.stderr and "no helpful pairs" in r.stderr and "more usual" not in r.stderr
     from derta_kit.cli_data import derta_data
+    r = said(derta_train, tmp_path/"x.jsonl", "--out", tmp_path/"o", "--adapter", tmp_path/"none", "--plan"); assert r.returncode == 2 and "holds no adapter" in r.stderr
+    data.write_jsonl([*rows, dict(prompt="How do I go home?", safe="Sorry, no.", harmful="")], tmp_path/"gap.jsonl"); assert "are the two columns exchanged?" in said(derta_data, "check", tmp_path/"gap.jsonl").stdout
     r = said(derta_data, "check", tmp_path/"x.jsonl"); assert r.returncode == 0 and "are the two columns exchanged?" in r.stdout and "more usual" not in r.stdout
 
 
@@ -413,7 +415,7 @@ def test_a_chosen_word_is_kept_and_shown(demo, tmp_path):
     assert taught.word_of(m) == taught.trained_word(tmp_path/"v") == "I" and objective("vanilla").taught is None and objective("rto").taught == "Sorry"
     c = compare.compare(dict(base=None, v=tmp_path/"v"), [ROWS[0]["prompt"]], [ROWS[0]["harmful"]])
     assert set(c.to_frame().word) == {"I"} and "<th>word</th>" in c._repr_html_() and c.plot().axes[0].get_ylabel() == 'P("I")'
-    same = compare.compare(dict(base=None), [ROWS[0]["prompt"]], [ROWS[0]["harmful"]]); assert "<th>word</th>" not in same._repr_html_() and same.plot().axes[0].get_ylabel() == "P(refusal token)"
+    same = compare.compare(dict(base=None), [ROWS[0]["prompt"]], [ROWS[0]["harmful"]]); assert "<th>word</th>" not in same._repr_html_() and same.plot().axes[0].get_ylabel() == 'P("Sorry")'
 
 
 def test_more_that_is_said_in_a_sentence(demo):
