@@ -12,6 +12,7 @@ from datasets import concatenate_datasets
 from .data import data_hash, demo_data, read_triples
 from .gates import Contamination
 from .records import _count
+from .taught import trainings
 
 # %% ../nbs/11c_origins.ipynb #0a160005
 def _read(path): return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -27,7 +28,7 @@ def trained(
     if not run and (s := _read(m.parent/"settings.json") or _read(m.parent.parent/"settings.json")):
         out |= {k: v for k,v in s.get("recipe", {}).items() if k in ("seed","first","steps","dpo_lr","quick")} | {"data": s.get("data", {}).get("triples")}
     if h := stage.get("history"): out |= {k: round(v, 3) for k,v in h[-1].items() if k=="train_loss" and isinstance(v, float)} | {"seconds": round(stage.get("seconds", 0))}
-    return out
+    return out | ({"before": "; ".join(before)} if (before := trainings(m)[:-1]) else {})
 
 # %% ../nbs/11c_origins.ipynb #0a160007
 def _of_record(folder, more):
@@ -54,8 +55,8 @@ def triples_of(
     for _ in range(20):       # a chain of adapters, each trained further
         found.append(_of_record(at, more)); at = _read(Path(at)/"run.json").get("recipe", {}).get("adapter")
         if not at or not Path(at).is_dir(): break
-    found = {n: t for t,n in found if t is not None}
-    return (concatenate_datasets(list(found.values())), " and ".join(found)) if found else ((), "")
+    found = {data_hash(t): (t, n) for t,n in found if t is not None}      # files of one name may hold different data
+    return (concatenate_datasets([t for t,_ in found.values()]), " and ".join(dict.fromkeys(n for _,n in found.values()))) if found else ((), "")
 
 # %% ../nbs/11c_origins.ipynb #0a160009
 def trained_on(

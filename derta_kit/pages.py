@@ -54,7 +54,7 @@ def _training(m):
     t = dict(m.get("trained") or {})
     if h := t.pop("data", None): t["data"] = f"(hash) {(h.get('triples') if isinstance(h, dict) else h)[:8]}"
     elif t: t["data"] = "not known"
-    return ", ".join(f"{dict(r='rank', lora_alpha='alpha').get(k, k)} {v}" for k,v in t.items()) or "–"
+    return ", ".join(f"{dict(r='rank', lora_alpha='alpha', before='before that:').get(k, k)} {v}" for k,v in t.items()) or "–"
 
 def _models_table(e):
     "What was asked, by name."

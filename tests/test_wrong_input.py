@@ -345,6 +345,8 @@ def test_the_card_of_an_adapter_that_was_trained_on_tells_all_trainings(demo, tm
     m, _ = models.load("demo", mode="lora", adapter=tmp_path/"one"); fine_tune(m, tok, TreeDataset(tok, ROWS[:2], objective="vanilla"), tmp_path/"two", **how)
     text = (tmp_path/"two"/"README.md").read_text(encoding="utf-8"); assert "| trained before | 1 step of derta on 3 triples |" in text and "after other trainings" in text and "do not expect" not in text
     assert taught.trainings(tmp_path/"two") == ("1 step of derta on 3 triples", "1 step of vanilla on 2 triples") and taught.trainings(tmp_path/"one") == ("1 step of derta on 3 triples",)
+    from derta_kit.origins import trained
+    assert trained(tmp_path/"two")["before"] == "1 step of derta on 3 triples" and "before" not in trained(tmp_path/"one")
     assert models.load("demo", adapter=tmp_path/"two")[0].trained_before == taught.trainings(tmp_path/"two") and taught.trained_word(tmp_path/"two") == "Sorry"
 
 
@@ -424,3 +426,14 @@ def test_more_that_is_said_in_a_sentence(demo):
                    (lambda: probe.rollouts(m, tok, "q", "r", "5"), "positions='5': give a list"), (lambda: judges.RuleJudge(words=-1), "words=-1"), (lambda: judges.RuleJudge(share=2), "share=2"), (lambda: data.read_triples(d, columns="prompt=q"), "give a dict, such as"),
                    (lambda: compare.Models(dict(b=None), bas="demo"), "bas: no such argument here, nor of models.load")):
         with pytest.raises(ValueError, match=says): f()
+
+
+def test_data_of_one_name_are_told_apart(tmp_path):
+    "The gate always writes triples.jsonl; an adapter trained on a second such file knows both."
+    import json
+    from derta_kit.origins import trained_on, triples_of
+    for k,at in (("a",""), ("b",str(tmp_path/"run-a"))):
+        f = tmp_path/k/"triples.jsonl"; f.parent.mkdir(); data.write_jsonl([dict(prompt=f"How do I skip the {k} lesson, number {i}?", safe="Sorry, no.", harmful="Stay at home.") for i in range(3)], f)
+        (tmp_path/f"run-{k}").mkdir(); (tmp_path/f"run-{k}"/"run.json").write_text(json.dumps(dict(data=dict(triples=data.data_hash(data.read_triples(f))), rows=dict(triples=3), recipe=dict(data=str(f), adapter=at))))
+    t, name = triples_of(tmp_path/"run-b"); assert len(t) == 6 and name == "triples.jsonl"
+    with pytest.warns(UserWarning, match="m: trained on 1 of 1 question"): assert trained_on(dict(m=tmp_path/"run-b"), ["How do I skip the b lesson, number 1?"]) == dict(m={"trained on": "1 of 1 question asked here"})
