@@ -153,7 +153,7 @@ def plot(self:Comparison)->plt.Figure:
         d = self.mean(what, name); l, = ax.plot(d["mean"], **{**dict(lw=2, label=NAMES.get(name, name)), **_style(name), **kw}); ax.fill_between(d.index, d.low, d.high, color=l.get_color(), alpha=.15, lw=0)
     for n in self.curves: line(axs[0,0], "prob", n)
     for n in self.recheck: line(axs[0,0], "recheck", n, lw=1.2, ls=(0,(1,1)), label=f"{NAMES.get(n, n)}, re-checked", color=_style(n).get("color"))
-    words = {n: cs[0].word for n,cs in self.curves.items()}; some = {*words.values()}
+    some = {cs[0].word for cs in self.curves.values()}
     axs[0,0].set(ylabel=f'P("{[*some][0]}")' if len(some)==1 else "P(the model's refusal token)", ylim=(-.03,1.03)); _bare(axs[0,0]).legend(frameon=False, fontsize=8)
     if self.kl:
         for n in self.kl: line(axs[1,0], "kl", n)
@@ -169,13 +169,14 @@ def _repr_html_(self:Comparison):
                              **({"re-checked, mean P(refusal)": np.concatenate(self.recheck[n]).mean()} if n in self.recheck else {})} for n,cs in self.curves.items()}).T.to_html(float_format="{:.3f}".format)
 
 # %% ../nbs/08c_compare.ipynb #39d4aa66
-def _states(ms, ids, group, limits, openers):
+def _states(ms, ids, group, openers):
     "Yield of each model, the base first: its name, (head, hidden states [N, H]) of a group of responses, their own tokens [N], and opener mass by response."
     for n in sorted(ms, key=lambda n: n!="base"):          # the others are measured against the base
         with ms.use(n) as m:
-            b = _put(collate(_response_trees(ids, group), limit=limits[n]), m)
+            limit = tree_limit(m)
+            b = _put(collate(_response_trees(ids, group), limit=limit), m)
             states = head_logits(unwrap(m)), hidden_states(m, b).flatten(0,1)[b["target_pos"]]
-            mass = {j: _opener_mass(m, ms.tok, *ids[j], openers, limits[n]) for j in group} if openers else {}
+            mass = {j: _opener_mass(m, ms.tok, *ids[j], openers, limit) for j in group} if openers else {}
         yield n, states, b["target_ids"], mass
 
 # %% ../nbs/08c_compare.ipynb #d1e4321b
@@ -203,16 +204,15 @@ def compare(
     desc:str|None=None,      # shown beside the progress bar; no bar without it
 )->Comparison:
     "Curves of every model on every response (of one that was taught no word: of the word of those beside it, or Sorry), and KL (nats; arXiv 2406.05946) to the model called base, where there is one; `ValueError` unless there is a response for each prompt."
-    if not (prompts := (pair := _paired(prompts, responses))[0]): raise ValueError("no prompts and responses: there is nothing to look at")
-    responses = pair[1]
+    prompts, responses = _paired(prompts, responses)
+    if not prompts: raise ValueError("no prompts and responses: there is nothing to look at")
     ms, recheck = models if isinstance(models, Models) else Models(models, base), (recheck,) if isinstance(recheck, str) else recheck
     if wrong := [n for n in recheck if n not in ms]: raise ValueError(f"recheck: no model is called {wrong[0]!r}; there are {', '.join(ms)}")
-    tok, word, ids = ms.tok, ms.words if word is None else {n: word for n in ms}, pair_ids(ms.lm, ms.tok, prompts, responses, max_tokens); sorry = {n: refusal_token_id(tok, w) for n,w in word.items()}
-    curves, kl, limits = {n: [None]*len(ids) for n in ms}, {n: [None]*len(ids) for n in ms if n!="base"} if "base" in ms else {}, {}
-    for n in ms:
-        with ms.use(n) as m: limits[n] = tree_limit(m)
+    tok, word = ms.tok, ms.words if word is None else {n: word for n in ms}
+    sorry, ids = {n: refusal_token_id(tok, w) for n,w in word.items()}, pair_ids(ms.lm, tok, prompts, responses, max_tokens)
+    curves, kl = {n: [None]*len(ids) for n in ms}, {n: [None]*len(ids) for n in ms if n!="base"} if "base" in ms else {}
     for group in tqdm(list(_groups(ids, batch_tokens)), desc=desc, disable=desc is None, unit="batch"):
-        for n,states,own,mass in _states(ms, ids, group, limits, openers):
+        for n,states,own,mass in _states(ms, ids, group, openers):
             if n=="base": base_states = states
             read, s = _read_positions(*states, sorry[n], own, top), 0
             div = _kl(states, base_states) if n in kl else None

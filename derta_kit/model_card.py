@@ -10,7 +10,7 @@ import hashlib, re
 from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from .models import HUB_ID, atomically
-from .objectives import Objective
+from .objectives import OBJECTIVES, Objective
 from .records import _count
 
 # %% ../nbs/05c_model_card.ipynb #68834856
@@ -69,7 +69,7 @@ def training(
     data:dict,                      # as in `model_card`
 )->str:
     "One training in words."
-    name = objective if isinstance(objective, str) else "targets of one's own" if objective is None else {(0,0): "vanilla", (1,0): "recaug", (0,1): "rto", (1,1): "derta"}[bool(objective.prefix), bool(objective.rto)]
+    name = objective if isinstance(objective, str) else "targets of one's own" if objective is None else next(n for n,o in OBJECTIVES.items() if (o.prefix, o.rto)==(objective.prefix, objective.rto))
     return f"{_count(steps, 'step')} of {name} on {_amounts(data)}"
 
 def model_card(

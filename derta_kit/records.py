@@ -169,7 +169,7 @@ def _lines_path(path):
     "Where JSON Lines may be written; `ValueError` for a folder, or a name under which they would be read as something else."
     p = Path(path)
     if p.is_dir() or str(path).endswith("/"): raise ValueError(f"{path}: that is a folder; name a file in it, such as {p/'triples.jsonl'}")
-    if p.suffix.lower() in {*_SUFFIXES[3:], *_UNPACK, *_FOREIGN}: raise ValueError(f"{path}: JSON Lines are written, and would be read as something else under that name; call it {p.with_suffix('.jsonl')}")
+    if p.suffix.lower() in {".csv", ".tsv", ".parquet", *_UNPACK, *_FOREIGN}: raise ValueError(f"{path}: JSON Lines are written, and would be read as something else under that name; call it {p.with_suffix('.jsonl')}")
     return p
 
 def _folder_path(path):

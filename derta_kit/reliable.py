@@ -34,6 +34,10 @@ def check_folder(
     if free < need: raise OSError(f"{out}: the disk has {free/1e9:.1f} GB left, and {kept+1} checkpoints of {size/1e9:.1f} GB may stand there at a time; make room, choose another folder with out=…, or keep fewer (train.save_total_limit=1)")
 
 # %% ../nbs/06e_reliable.ipynb #b3c246bf
+def _flat(recipe):
+    "A recipe with its tables spread out: train.max_steps beside lr."
+    return {f"{k}.{s}" if s else k: v for k,part in recipe.items() for s,v in (part.items() if isinstance(part, dict) else [("", part)])}
+
 _FOREIGN = {"rows.parquet": "an evaluation", "kept.sqlite": "an evaluation", "adapter_config.json": "an adapter", "config.json": "a model", "checkpoint-*": "checkpoints"}     # what may stand in a folder that nobody has claimed
 
 def _occupied(out, want, have):
@@ -54,8 +58,8 @@ def claim(
     if have is None or anew:
         with atomically(path) as p: p.write_text(json.dumps(want, ensure_ascii=False), encoding="utf-8")
         return want
-    was, parts = have.get("recipe", {}), lambda d, k: {f"{k}.{s}": v for s,v in d.get(k).items()} if isinstance(d.get(k), dict) else {k: d.get(k)}
-    if diff := [p for k,v in want["recipe"].items() if was.get(k)!=v for p in sorted({**parts(was, k), **parts(want["recipe"], k)}) if parts(was, k).get(p)!=parts(want["recipe"], k).get(p)] + (["data"] if have.get("data") != want["data"] else []):
+    now, was = _flat(want["recipe"]), _flat({k: v for k,v in have.get("recipe", {}).items() if k in want["recipe"]})
+    if diff := [k for k in {**now, **was} if now.get(k)!=was.get(k)] + (["data"] if have.get("data") != want["data"] else []):
         raise ValueError(f"{out} holds a run with another {', '.join(diff)}; choose another folder, or remove this one")
     return want
 

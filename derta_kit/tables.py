@@ -74,7 +74,7 @@ def paired(
     "Difference in attack success, over cases that were judged for both, with a bootstrap over questions; `ValueError` for a model without rows."
     u = _col("unsafe", judge); other = rows if other is None else other
     x, y = (r[r.model==m].drop_duplicates("case").set_index("case") for r,m in ((rows,a), (other,b)))
-    _there(rows, a, by=(by,)); _there(other, b)
+    _there(rows, a, by=by); _there(other, b)
     both, out = x.index.intersection(y.index), []
     for k,g in x.loc[both].groupby(by, sort=False):
         z = pd.DataFrame(dict(q=g.question, d=g[u].astype("Float64")-y.loc[g.index, u].astype("Float64")))
@@ -187,7 +187,7 @@ def self_correction(
     judge:str="",            # a further judge's name; "": the first one
 )->pd.DataFrame:
     "Cases that `against` failed: how many `model` defends, how many of those by refusing after something was said, at the start, or without a refusal."
-    u = _col("unsafe", judge); _there(rows, against, model, by=(by,))
+    u = _col("unsafe", judge); _there(rows, against, model, by=by)
     x, y = (rows[rows.model==m].drop_duplicates("case").set_index("case") for m in (against, model))
     lost, out = y.loc[y.index.intersection(x.index[x[u].fillna(False)])], []
     for k,g in lost.groupby(by, sort=False):
