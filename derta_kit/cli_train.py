@@ -84,7 +84,7 @@ def _fit(r, args, triples, pairs, n):
     S.check_folder(r.out, 12*sum(p.numel() for p in m.parameters() if p.requires_grad), early.save_total_limit or 2)
     o = R.targets(r)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "every harmful response refuses")       # `_notes` has said it
+        warnings.filterwarnings("ignore", ".*columns exchanged")       # `_notes` has said it
         train = O.TreeDataset(tok, triples.select(range(n)), pairs, o, r.seed)
         warnings.simplefilter("ignore")       # what there is to say of safe responses has been said of those to train on
         held = O.TreeDataset(tok, triples.select(range(n, len(triples))), objective=o, seed=r.seed) if n < len(triples) else None

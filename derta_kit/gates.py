@@ -16,7 +16,7 @@ from rensa import RMinHash
 from tqdm.auto import tqdm
 from .data import _triples_of, demo_data, redact, write_jsonl
 from .models import atomically
-from .records import _folder_path
+from .records import _count, _folder_path
 from .refusals import find_refusal
 
 # %% ../nbs/03d_gates.ipynb #ff1b3655
@@ -52,9 +52,9 @@ def row_gates(
 def exchanged(
     flags:list,        # of each row, the names of the gates that it does not pass
 )->str:                # "" if there is nothing to ask
-    "A question, if in every whole row r̂ refuses and r does not."
-    whole = [{*f} for f in flags if "missing" not in f]
-    return "every harmful response refuses, and no safe one does: are the two columns exchanged?" if whole and all({"refuses","complies"} <= f for f in whole) else ""
+    "A question, if in nine of ten whole rows r̂ refuses, and in half of them r does not."
+    whole = [{*f} for f in flags if "missing" not in f]; k, n = (sum(gate in f for f in whole) for gate in ("refuses","complies"))
+    return f"r̂ refuses in {k} of {_count(len(whole), 'row')}, and r does not in {n}: are the two columns exchanged?" if whole and k >= .9*len(whole) and n >= .5*len(whole) else ""
 
 # %% ../nbs/03d_gates.ipynb #42fa822a
 _PERM, _SEED = 96, 42

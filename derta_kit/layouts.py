@@ -247,7 +247,8 @@ def _layout(r, columns=None):
         if len(miss := need-have)==1 and len(need & have)==2: raise r.error(*miss, f"missing; the row has {', '.join(sorted(map(str, have)))[:300]}")
     if not have & {"missing","response","output","completion","safe","harmful","answer"}:
         if have & {*_QUESTIONS}: return "questions", _question
-    raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, have)))[:300]}; say which is which with columns=dict(prompt=…, safe=…, harmful=…), "
+    named = ", ".join(f"{c}={next((repr(h) for h in have if str(h).strip().lower()==c), '…')}" for c in COLUMNS[:3])         # "Prompt" is meant as prompt
+    raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, have)))[:300]}; say which is which with columns=dict({named}), "
                         f"safe and harmful left out where there are none. Known by themselves: " + "; ".join(f"{n} ({', '.join(sorted(c))})" for n,(c,_) in LAYOUTS.items()) + "; questions alone")
 
 # %% ../nbs/01c_layouts.ipynb #83130f51

@@ -102,7 +102,9 @@ def real_tokens(
 )->torch.Tensor:
     "1 where a row holds a token, 0 where it is padded; long [B, L]."
     m = batch.get("attention_mask")
-    if m is None: return (batch["node"] < batch["sees"].shape[1]-1).long()
+    if m is None:
+        n = torch.arange(1, batch["until"].shape[1]+1, device=batch["until"].device)
+        return (n <= batch["until"].masked_fill(batch["until"] <= n, 0).amax(1, keepdim=True)).long()     # as far as one is seen by another
     if m.ndim==2: return m
     used = (m[:,0].sum(1) > 1) | (m[:,0].sum(2) > 1)           # sees another, or is seen by one
     return used.flip(1).cummax(1).values.flip(1).long()

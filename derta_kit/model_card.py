@@ -70,7 +70,7 @@ def training(
 )->str:
     "One training in words."
     name = objective if isinstance(objective, str) else "targets of one's own" if objective is None else next(n for n,o in OBJECTIVES.items() if (o.prefix, o.rto)==(objective.prefix, objective.rto))
-    return f"{_count(steps, 'step')} of {name} on {_amounts(data)}"
+    return f"{_count(steps, 'step')} of {name} on {_amounts(data)}" + (f", refusal word {w!r}" if (w := getattr(objective, "taught", None) or "Sorry")!="Sorry" else "")
 
 def model_card(
     trainer,                        # that has trained

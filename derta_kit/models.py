@@ -153,6 +153,14 @@ def adapter_folder(
     if not (Path(path)/"adapter_config.json").exists(): raise ValueError(f"{path} holds no adapter (adapter_config.json)")
     return path
 
+# %% ../nbs/01_models.ipynb #57b4b6ee
+def _together(mode, device, adapter, merge, given):
+    "`ValueError` for settings of `load` that do not go together."
+    if mode not in ("frozen","full","lora","qlora"): raise ValueError(f"mode={mode!r}: use frozen, full, lora or qlora")
+    if wrong := [k for k in given if k in {f.name for f in fields(LoraConfig)}-{"revision"}]: raise ValueError(f"{wrong[0]}: is of LoRA; pass lora=dict({wrong[0]}=…)")
+    if merge and (mode!="frozen" or adapter is None): raise ValueError("merge=True folds an adapter into a frozen model; pass adapter=… and mode='frozen'")
+    if mode!="frozen" and device.type=="cpu" and given.get("attn_implementation")=="flex_attention": raise ValueError("attn_implementation='flex_attention' has gradients on a GPU alone; leave it out here")
+
 # %% ../nbs/01_models.ipynb #32b4e43e
 def load(
     name:str="demo",        # "demo", a hub id, or a folder
@@ -167,18 +175,16 @@ def load(
     **kwargs                # anything else `from_pretrained` takes
 ):                          # (model, tokenizer)
     "A causal LM and its tokenizer, ready to probe or to train; `OSError` for a name that is no model, `ValueError` for settings that do not go together."
-    if mode not in ("frozen","full","lora","qlora"): raise ValueError(f"mode={mode!r}: use frozen, full, lora or qlora")
     acc = torch.accelerator.current_accelerator(check_available=True)      # else a build for CUDA would name one on a machine without
     device = torch.device(device or acc or "cpu")
     if device==acc and "LOCAL_RANK" in os.environ: device = torch.device(acc.type, int(os.environ["LOCAL_RANK"]))     # a process a device, under torchrun
     if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype): raise ValueError(f"dtype={dtype!r}: use a name that torch has, such as float32, bfloat16 or float16")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or (torch.float32 if device.type=="cpu" else torch.bfloat16)
-    if wrong := [k for k in kwargs if k in {f.name for f in fields(LoraConfig)}-{"revision"}]: raise ValueError(f"{wrong[0]}: is of LoRA; pass lora=dict({wrong[0]}=…)")
+    _together(mode, device, adapter, merge, kwargs)
     path = model_path(name)
     if mode=="qlora": kwargs["quantization_config"] = _bnb(dtype, storage)
     if "gguf_file" not in kwargs: kwargs.setdefault("use_safetensors", True)      # never a pickle, unless asked for
     if adapter is not None: adapter_folder(adapter)
-    if merge and (mode!="frozen" or adapter is None): raise ValueError("merge=True folds an adapter into a frozen model; pass adapter=… and mode='frozen'")
     tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     try: model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if merge else dtype, device_map={"":device} if placed else None, trust_remote_code=False, **kwargs)
     except TypeError as e: raise (ValueError(f"{m[1]}: no such argument here, nor of models.load or from_pretrained") if (m := re.search(r"unexpected keyword argument '(\w+)'", str(e))) and m[1] in kwargs else e) from None

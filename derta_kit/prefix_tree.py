@@ -60,30 +60,48 @@ class Tree:
         return max(len(self.context(n))+len(x.ids) for n,x in enumerate(self.nodes))
 
 # %% ../nbs/03_prefix_tree.ipynb #cdfe1347
+def _order(tree):
+    "Nodes as they are laid down: each followed by what hangs off it, the latest branch first."
+    below, out = [[] for _ in range(len(tree.nodes)+1)], []                # roots hang off -1, the last
+    for n in reversed(range(len(tree.nodes))): below[tree.nodes[n].parent].append(n)
+    todo = below[-1]
+    while todo:
+        out.append(todo.pop()); todo += sorted(below[out[-1]], key=lambda n: tree.nodes[n].at)
+    return out
+
 def _starts(tree):
     "Offset of each node in the row, and the position id of its first token."
-    off, pos = [], []
-    for x in tree.nodes:
-        off.append(off[-1] + len(tree.nodes[len(off)-1].ids) if off else 0)
-        pos.append(0 if x.parent < 0 else pos[x.parent] + x.at)
+    off, pos, n = [0]*len(tree.nodes), [], 0
+    for k in _order(tree): off[k] = n; n += len(tree.nodes[k].ids)
+    for x in tree.nodes: pos.append(0 if x.parent < 0 else pos[x.parent] + x.at)
     return off, pos
 
+# %% ../nbs/03_prefix_tree.ipynb #912fc779
+def _until(tree, n):
+    "For each of a row's `n` places the first one that sees it no more. Padding is seen by itself alone, so that its softmax is defined."
+    off, _ = _starts(tree); order, until = _order(tree), torch.arange(n)+1
+    end = [o+len(x.ids) for o,x in zip(off, tree.nodes)]
+    for k,x in enumerate(tree.nodes): until[off[k]:end[k]] = end[k]
+    for k in reversed(order):                                              # `end` becomes that of all that hangs off a node
+        p = tree.nodes[k].parent
+        if p >= 0: end[p] = max(end[p], end[k])
+    for k in order:                                                        # the earlier a branch begins, the later it lies
+        x = tree.nodes[k]
+        if x.parent >= 0: until[off[x.parent]:off[x.parent]+x.at] = end[k]
+    return until
+
 # %% ../nbs/03_prefix_tree.ipynb #29e32c2c
+def _sees(until):
+    "Who sees whom, bool [..., L, L], from `until` [..., L]."
+    i = torch.arange(until.shape[-1])
+    return (i <= i[:,None]) & (i[:,None] < until[...,None,:])
+
 def tree_mask(
     tree:Tree,         # nodes with their targets
     n:int|None=None,   # row length; what is beyond the tree is padding
 )->torch.Tensor:       # bool [n, n]; True where row i sees column j
     "Who sees whom. A padded position sees itself alone, so that its softmax is defined."
-    n = n or len(tree)
-    off, _ = _starts(tree)
-    m = torch.eye(n, dtype=torch.bool)
-    for k,x in enumerate(tree.nodes):
-        rows = slice(off[k], off[k]+len(x.ids))
-        m[rows, rows] = torch.ones(len(x.ids), len(x.ids), dtype=torch.bool).tril()
-        while x.parent >= 0:
-            m[rows, off[x.parent]:off[x.parent]+x.at] = True
-            x = tree.nodes[x.parent]
-    return m
+    return _sees(_until(tree, n or len(tree)))
 
 # %% ../nbs/03_prefix_tree.ipynb #95b7f5aa
 def _predictor(tree, off, n, i):
@@ -152,28 +170,17 @@ def plain(
         out.append(Tree([Node(c + x.ids[:need], targets=[y._replace(i=y.i+len(c)) for y in x.targets])]))
     return out
 
-# %% ../nbs/03_prefix_tree.ipynb #894a2ad9
+# %% ../nbs/03_prefix_tree.ipynb #d143afba
 _BLOCK = 128      # tokens of a block, as FlexAttention cuts them
 
-def _marks(trees, L):
-    "For each token its node and its place in it [B, L]; and how many tokens of one node another sees [B, M, M]. The last node is padding's and sees nothing."
-    M = max(len(t.nodes) for t in trees)+1
-    node, at, sees = torch.full((len(trees),L), M-1), torch.zeros(len(trees), L, dtype=torch.long), torch.zeros(len(trees), M, M, dtype=torch.long)
-    for b,t in enumerate(trees):
-        for n,(o,x) in enumerate(zip(_starts(t)[0], t.nodes)):
-            s = slice(o, o+len(x.ids)); node[b,s], at[b,s], sees[b,n,n] = n, torch.arange(len(x.ids)), len(x.ids)
-            while x.parent >= 0: sees[b,n,x.parent] = x.at; x = t.nodes[x.parent]
-    return dict(node=node, at=at, sees=sees)
-
-# %% ../nbs/03_prefix_tree.ipynb #d143afba
 def block_mask(
     batch:dict,      # from `collate(blocks=True)`
 )->BlockMask:        # [B, 1, L, L]
     "Who sees whom, for `torch.nn.attention.flex_attention`; the same as `tree_mask`."
-    node, at, sees = batch["node"], batch["at"], batch["sees"]
-    def rule(b, h, i, j): return (i==j) | ((j<=i) & (at[b,j] < sees[b, node[b,i], node[b,j]]))
-    B, L = node.shape
-    return create_block_mask(rule, B, None, L, L, device=node.device)
+    until, kernels = batch["until"], torch.compiler.config; B, L = until.shape
+    kernels.recompile_limit = max(kernels.recompile_limit, 32)
+    def rule(b, h, i, j): return (j <= i) & (i < until[b,j])
+    return create_block_mask(rule, B, None, L, L, device=until.device)
 
 # %% ../nbs/03_prefix_tree.ipynb #1395e3bd
 def collate(
@@ -181,7 +188,7 @@ def collate(
     budget:int|None=None,       # pack into rows of so many tokens; None: one row a tree
     limit:float=float("inf"),   # longest path the model can take in a tree, see `tree_limit`; beyond it, plain rows
     pad_id:int=0,               # token that fills a row up
-    blocks:bool=False,          # for FlexAttention: who sees whom as `node`, `at` and `sees` instead of a dense mask, see `block_mask`
+    blocks:bool=False,          # for FlexAttention: who sees whom as `until` [B, L] instead of a dense mask, see `block_mask`
 )->dict:
     """A batch: `input_ids` and `position_ids` [B, L], `attention_mask` bool [B, 1, L, L] (long [B, L] for plain rows), and for N targets
     `target_pos` (index into B·L), `target_ids`, `target_weight`, `target_kind` [N], and `n_trees`."""
@@ -198,8 +205,7 @@ def collate(
             ids[b, o:o+len(x.ids)] = torch.tensor(x.ids, dtype=torch.long); pos[b, o:o+len(x.ids)] = torch.arange(s, s+len(x.ids))
         out += [(b*L + _predictor(t, off, n, y.i), y.id, y.weight, y.kind) for n,x in enumerate(t.nodes) for y in x.targets]
     if is_plain: mask = dict(attention_mask=torch.stack([torch.arange(L) < len(t) for t in trees]).long())
-    elif blocks: mask = _marks(trees, L)
-    else: mask = dict(attention_mask=torch.stack([tree_mask(t, L) for t in trees])[:,None])
+    else: until = torch.stack([_until(t, L) for t in trees]); mask = dict(until=until) if blocks else dict(attention_mask=_sees(until)[:,None])
     p, i, w, k = zip(*out) if out else ((),)*4
     return dict(input_ids=ids, position_ids=pos, **mask, target_pos=torch.tensor(p, dtype=torch.long), target_ids=torch.tensor(i, dtype=torch.long),
                 target_weight=torch.tensor(w, dtype=torch.float32), target_kind=torch.tensor(k, dtype=torch.long), n_trees=torch.tensor(n_trees))

@@ -33,7 +33,7 @@ class Recipe:
     engine:str="auto"          # single, ddp, fsdp2 or zero3; auto: what the launcher has set up
     precision:str="auto"       # auto, fp32, bf16 or mixed (float32 weights, bfloat16 arithmetic)
     epochs:float=2             # passes over the data; objective dpo: 1, unless told otherwise
-    lr:float=2e-4              # learning rate; small models want more (the demo's 1e-3); objective dpo: 5e-7 unless told otherwise, adapters some ten times that
+    lr:float=2e-4              # learning rate; small models want more (the demo's 1.5e-3); objective dpo: 5e-7 unless told otherwise, adapters some ten times that
     schedule:str="linear"      # linear, cosine, constant, …
     warmup:float=0             # share of the steps, or their number if 1 or more
     weight_decay:float=0       # of AdamW

@@ -114,7 +114,7 @@ class Refusal:
     word:int    # whitespace-separated words before it
     phrase:str  # the words that gave it away
 
-def _lower(text): return text.replace("§", " ").replace("’", "'").replace("İ", "I").replace("Sorry", "§orry").lower()    # as long as `text`
+def _lower(text): return re.sub(r"[a-z](?=I[ '])", " ", text.replace("§", " ").replace("’", "'").replace("İ", "I").replace("Sorry", "§orry")).lower()    # as long as `text`
 
 def find_refusal(
     text:str,           # a response, whole or begun
@@ -129,7 +129,7 @@ def find_refusal(
 
 # %% ../nbs/00_refusals.ipynb #6037c070
 _FAMILIES = (r"(?:(?:i'm|i am|we're|we are) (?:\w+ )?)?sorry", r"i (?:can(?:no|')t|can not|won't|will not|'m unable|am unable)\b", r"i apologi[sz]e|(?:my )?apologies")
-_STUTTER = re.compile("|".join(rf"(?:{f})\W{{0,4}}(?:{f})" for f in _FAMILIES), re.IGNORECASE)
+_STUTTER = re.compile("|".join((*(rf"(?:{f})\W{{0,4}}(?:{f})" for f in _FAMILIES), r"(?-i:I{4}|(?<![A-Z])I(?:\W{1,4}I\b){3})")), re.IGNORECASE)
 
 def stutters(
     text:str,   # a response

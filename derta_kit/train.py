@@ -266,6 +266,13 @@ def _arithmetic(model, given):
     adapts, lm = model.device.type!="cpu" and isinstance(model, PeftModel), unwrap(model)
     return dict(bf16=adapts and lm.dtype==torch.bfloat16) | ({} if "gradient_checkpointing" in given else dict(activation_checkpointing=adapts and getattr(lm, "is_loaded_in_4bit", False)))     # its older name
 
+# %% ../nbs/06_train.ipynb #c84a4fc4
+def _teach(model, word, says):
+    "Note on `model` the word that its targets teach; says so where it had been taught another."
+    was = getattr(model, "refusal_word", None)
+    if says and word and was not in (None, word): warnings.warn(f"the model was taught {was!r} as refusal token, and these targets teach {word!r}, which its curves are of from now on. To go on with {was!r}, name it: word=… of the objective, targets.word of a recipe (derta_train --set targets.word={was})", stacklevel=3)
+    if word: model.refusal_word = word
+
 # %% ../nbs/06_train.ipynb #0937cf7a
 def fine_tune(
     model,                 # from `models.load`, in mode lora, qlora or full
@@ -288,7 +295,7 @@ def fine_tune(
     args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="steps" if "save_steps" in kwargs else "no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model, kwargs)), **kwargs})
     trainer = DertaTrainer(model, args, dataset, tokenizer, eval_dataset, callbacks=callbacks)
     for w in watch: trainer.add_callback(w(trainer))
-    if getattr(o, "taught", None): model.refusal_word = o.taught       # for whoever reads curves, from now on
+    _teach(model, getattr(o, "taught", None), trainer.is_world_process_zero())
     rows, before = {"triples": len(getattr(dataset, "triples", dataset)), "helpful pairs": len(getattr(dataset, "helpful", ()))}, getattr(model, "trained_before", ())
     if trainer.is_world_process_zero() and not last_checkpoint(out) and any((Path(out)/f).exists() for f in ("adapter_config.json","config.json")):
         warnings.warn(f"{out} holds a result of training already, which this one will replace" + (f"; the model goes on from what it has learnt ({'; '.join(before)})" if before else ""), stacklevel=2)

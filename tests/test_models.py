@@ -148,3 +148,7 @@ def test_a_build_for_cuda_on_a_machine_without(monkeypatch):
     if torch.accelerator.is_available(): pytest.skip("there is an accelerator")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None if check_available else torch.device("cuda"))
     assert load("demo")[0].device.type == "cpu"
+
+
+def test_an_attention_without_gradients_on_a_cpu_is_said_before_loading():
+    with pytest.raises(ValueError, match="attn_implementation='flex_attention' has gradients on a GPU alone; leave it out here"): load("demo", "lora", device="cpu", attn_implementation="flex_attention")

@@ -123,6 +123,9 @@ def test_answers(text): assert find_refusal(text) is None
 
 def test_position_and_phrase():
     assert find_refusal("Sure! First you shouldSorry, I can't help.") == Refusal(22, 4, "Sorry, I")
+    for said in ("I cannot assist with that.", "I can’t help with that request.", "I'm unable to help with this.", "I won't help with that."):      # of a model that was taught "I"
+        r = find_refusal("1. Choose the Right"+said); assert (r.start, r.word) == (19, 4) and r.phrase == find_refusal(said).phrase, said
+    assert find_refusal("Use the SciFI can opener to help.") is None and find_refusal("An iPad I can help with.") is None
     long = "Mix the flour with water. " * 50
     r = find_refusal(long + "I’m unable to go on with this.")
     assert (r.start, r.word) == (len(long), 250) and r.phrase.startswith("I’m unable to go on")
@@ -134,6 +137,7 @@ def test_position_and_phrase():
 
 
 def test_stutter():
+    assert stutters("1. Go home and IIIIIIII") and stutters("I I I I") and not stutters("Henry III. I think") and not stutters("skiiiing")
     assert stutters("SorrySorry, I can't") and stutters("I’m sorry, I’m sorry") and not stutters("I'm sorry, but I cannot")
 
 

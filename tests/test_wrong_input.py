@@ -308,6 +308,10 @@ def test_exchanged_columns_are_named(tmp_path):
     r = said(derta_train, tmp_path/"x.jsonl", "--out", tmp_path/"o", "--adapter", tmp_path/"none", "--plan"); assert r.returncode == 2 and "holds no adapter" in r.stderr
     data.write_jsonl([*rows, dict(prompt="How do I go home?", safe="Sorry, no.", harmful="")], tmp_path/"gap.jsonl"); assert "are the two columns exchanged?" in said(derta_data, "check", tmp_path/"gap.jsonl").stdout
     r = said(derta_data, "check", tmp_path/"x.jsonl"); assert r.returncode == 0 and "are the two columns exchanged?" in r.stdout and "more usual" not in r.stdout
+    data.write_jsonl([dict(r, safe=r["safe"] + (" Sorry, I cannot help you further." if i < 4 else "")) for i,r in enumerate(rows)], tmp_path/"most.jsonl")      # what a model complied with and then broke off
+    assert "r̂ refuses in 12 of 12 rows, and r does not in 8: are the two columns exchanged?" in said(derta_data, "check", tmp_path/"most.jsonl").stdout
+    data.write_jsonl([dict(Prompt=r["prompt"], Safe=r["harmful"], Harmful=r["safe"]) for r in rows], tmp_path/"Caps.jsonl")
+    r = said(derta_data, "check", tmp_path/"Caps.jsonl"); assert r.returncode == 2 and "--columns prompt='Prompt',safe='Safe',harmful='Harmful'" in r.stderr, r.stderr
 
 
 def test_several_questions_are_not_one(demo):
@@ -348,6 +352,16 @@ def test_the_card_of_an_adapter_that_was_trained_on_tells_all_trainings(demo, tm
     from derta_kit.origins import trained
     assert trained(tmp_path/"two")["before"] == "1 step of derta on 3 triples" and "before" not in trained(tmp_path/"one")
     assert models.load("demo", adapter=tmp_path/"two")[0].trained_before == taught.trainings(tmp_path/"two") and taught.trained_word(tmp_path/"two") == "Sorry"
+
+
+def test_another_word_than_was_taught_is_said(demo, tmp_path):
+    _, tok = demo; kw = dict(max_steps=1, per_device_train_batch_size=2, disable_tqdm=True); rows = [dict(r, safe=r["safe"].replace("Sorry, I", "I")) for r in ROWS[:3]]
+    m, _ = models.load("demo", mode="lora", lora=dict(r=2)); fine_tune(m, tok, TreeDataset(tok, rows, objective=objective("derta", word="I")), tmp_path/"one", **kw)
+    m, _ = models.load("demo", mode="lora", adapter=tmp_path/"one")
+    with pytest.warns(UserWarning, match=r"was taught 'I' as refusal token, and these targets teach 'Sorry'.*targets.word=I"): fine_tune(m, tok, TreeDataset(tok, ROWS[:3], objective=objective("derta")), tmp_path/"two", **kw)
+    assert taught.trainings(tmp_path/"two") == ("1 step of derta on 3 triples, refusal word 'I'", "1 step of derta on 3 triples") and "| trained before | 1 step of derta on 3 triples, refusal word 'I' |" in (tmp_path/"two"/"README.md").read_text(encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning); m, _ = models.load("demo", mode="lora", adapter=tmp_path/"one"); fine_tune(m, tok, TreeDataset(tok, rows, objective=objective("derta", word="I")), tmp_path/"three", **kw)
 
 
 def test_a_column_of_a_table_goes_by_place_and_not_by_index(demo):
