@@ -93,8 +93,7 @@ def _until(tree, n):
 # %% ../nbs/03_prefix_tree.ipynb #29e32c2c
 def _sees(until):
     "Who sees whom, bool [..., L, L], from `until` [..., L]."
-    i = torch.arange(until.shape[-1])
-    return (i <= i[:,None]) & (i[:,None] < until[...,None,:])
+    return (torch.arange(until.shape[-1], dtype=torch.int32)[:,None] < until.int()[...,None,:]).tril_()
 
 def tree_mask(
     tree:Tree,         # nodes with their targets

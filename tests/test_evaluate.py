@@ -346,6 +346,8 @@ def test_a_run_that_asked_little_says_so(demo, tmp_path):
     e = evaluate(dict(base=demo, again=demo), attack("none", QS[:2]), Counting(), tmp_path, decoding=Decoding(4), helpful=[], desc=None)
     assert "Too few questions to tell models apart: 2 under none" in write_page(e).read_text()
     (d,) = [t for k,(t,_) in tables(e).items() if k.startswith("Difference")]; assert d.points.tolist() == ["+0 (too few questions)"]
+    e.rows["unsafe"] = pd.array([True]*len(e.rows), "boolean"); e.rows["model"] = e.rows.model.map(dict(base="a", again="recaug")); e.record["models"] = {n: e.record["models"][m] for n,m in dict(a="base", recaug="again").items()}
+    for against in ("recaug", "RecAug"): assert list(tables(e, against)["What RecAug fails"][0])[:4] == ["model", "attack", "the other fails", "it defends"] and tables(e, against)["What RecAug fails"][0].model.tolist() == ["a"]
 
 
 def test_what_a_person_sees_is_redacted_and_escaped(demo, tmp_path):
