@@ -248,8 +248,9 @@ def _layout(r, columns=None):
     if not have & {"missing","response","output","completion","safe","harmful","answer"}:
         if have & {*_QUESTIONS}: return "questions", _question
     named = ", ".join(f"{c}={next((repr(h) for h in have if str(h).strip().lower()==c), '…')}" for c in COLUMNS[:3])         # "Prompt" is meant as prompt
+    pairs = "; helpful pairs, where they are taken, with columns=dict(prompt=…, response=…)" if len(have)==2 else ""
     raise r.error(None, f"unknown layout with columns {', '.join(sorted(map(str, have)))[:300]}; say which is which with columns=dict({named}), "
-                        f"safe and harmful left out where there are none. Known by themselves: " + "; ".join(f"{n} ({', '.join(sorted(c))})" for n,(c,_) in LAYOUTS.items()) + "; questions alone")
+                        f"safe and harmful left out where there are none{pairs}. Known by themselves: " + "; ".join(f"{n} ({', '.join(sorted(c))})" for n,(c,_) in LAYOUTS.items()) + "; questions alone")
 
 # %% ../nbs/01c_layouts.ipynb #83130f51
 def _reader(r, columns, known):
