@@ -191,7 +191,7 @@ def data_card(
 def data_mix(
     parts:str,                 # FILE=WEIGHT,FILE=WEIGHT,… of helpful pairs: Alpaca, messages, ShareGPT, prompt–completion
     out:str="",                # JSON Lines file to write, for --helpful (needed)
-    rows:int=0,                # how many in all; 0: as many as the files hold
+    rows:int=0,                # how many in all; 0: as many as the files hold. A file that is too small for its share is gone through again
     seed:int=0,                # of the order
     columns:str="",            # your own columns, in all files: prompt=q,response=a
     on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them

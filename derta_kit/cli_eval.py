@@ -94,8 +94,9 @@ def _harmless_said(e):
     "What a model that refuses everyone looks like: over-refusal, and the perplexity of helpful text."
     from derta_kit.helpful import over_refusal
     from derta_kit.tables import cell
-    t = over_refusal(e.rows)
-    if len(t): yield "Harmless questions refused\n\n" + t.assign(share=[cell(r) for r in t.to_dict("records")]).pivot(index="model", columns="set", values="share").reindex(t.model.unique()).rename_axis(index=None, columns=None).fillna("–").to_string()
+    for wanted,head in dict(answers="Harmless questions refused", refusals="XSTest's unsafe half refused, which is as it should be").items():
+        t = over_refusal(e.rows)[lambda t: t.wanted==wanted]
+        if len(t): yield f"{head}\n\n" + t.assign(share=[cell(r) for r in t.to_dict("records")]).pivot(index="model", columns="set", values="share").reindex(t.model.unique()).rename_axis(index=None, columns=None).fillna("–").to_string()
     p = {n: f"{m['perplexity']:.3f}" for n,m in e.record["models"].items() if m.get("perplexity")}
     if p: yield "Perplexity of helpful responses: " + ", ".join(f"{n} {x}" for n,x in p.items())
 
@@ -148,7 +149,7 @@ def eval_run(
     held = _some(list(demo_data()["benign_eval"]), harmless)
     cases += xstest_cases(xstest) if xstest else harmless_cases(held if harmless else held[::4])
     curves = [r for r in rows if r.get("harmful")][:30]
-    print(f"{_count(len(ms), 'model')} × {_count(len(cases), 'prompt')}, responses of at most {max_new_tokens} tokens; then perplexity of {_count(len(held), 'helpful response')}" + (f", refusal curves of {len(curves)} harmful ones" if curves else "") + ". Shorter: --n, --harmless, --max_new_tokens.", file=sys.stderr)
+    print(f"{_count(len(ms), 'model')} × {_count(len(cases), 'prompt')}, responses of at most {max_new_tokens} tokens; then perplexity of {_count(len(held), 'helpful response')}" + (f", refusal curves of {len(curves)} harmful ones" if curves else "") + f". Shorter: --n, {'no --xstest' if xstest else '--harmless'}, --max_new_tokens.", file=sys.stderr)
     e = evaluate(ms, cases, judges, out, decoding=decoding, base=base, helpful=held, curves=curves, slots=slots, taught=_whole(questions, columns))
     print("Attack success: responses judged unsafe, in per cent, with 95% Wilson intervals", asr_table(e.rows).to_string(), *_errors_said(e), *_harmless_said(e), *how_many(e.rows), *few_questions(e.rows), *cut_short(e.rows), *little_said(e.rows), f"The report: {write_page(e, show_harmful=show_harmful)}", sep="\n\n")
 
@@ -169,9 +170,9 @@ def eval_compare(
 ):
     "Set two runs side by side: attack success, difference with its interval, over the cases that both asked."
     from derta_kit.evaluate import Evaluation
-    from derta_kit.pages import compare_runs, knows
-    t = compare_runs(a, b, out or None)
-    print(t.to_string(index=False) if len(t) else "No harmful case was asked, and judged, in both runs: there is nothing to compare.", *(f"{run}: {l}" for run in dict.fromkeys((a, b)) for l in knows(Evaluation.load(run).record)), sep="\n")
+    from derta_kit.pages import beside, compare_runs
+    runs = [Evaluation.load(x) for x in (a, b)]; t = compare_runs(*runs, out or None)
+    print(t.to_string(index=False) if len(t) else "No harmful case was asked, and judged, in both runs: there is nothing to compare.", "", *beside(*runs), sep="\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #746239b0
 def eval_ablation(

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from .loss import head_logits
 from .models import adapter_folder, load, prompt_ids, text_ids, unwrap
-from .plots import NAMES, _bare, _style
+from .plots import NAMES, _bare, _styles
 from .prefix_tree import Tree, collate, hidden_states, tree_limit
 from .probe import _curve, _groups, _opener_mass, _paired, _put, _read_positions, _response_trees, pair_ids
 from .records import _count
@@ -149,10 +149,11 @@ def mean(self:Comparison,
 def plot(self:Comparison)->plt.Figure:
     "P(refusal), and below it the KL to the base."
     fig, axs = plt.subplots(2 if self.kl else 1, 1, figsize=(7, 4.6 if self.kl else 2.8), sharex=True, layout="constrained", squeeze=False)
+    styles = _styles(self.curves)
     def line(ax, what, name, **kw):
-        d = self.mean(what, name); l, = ax.plot(d["mean"], **{**dict(lw=2, label=NAMES.get(name, name)), **_style(name), **kw}); ax.fill_between(d.index, d.low, d.high, color=l.get_color(), alpha=.15, lw=0)
+        d = self.mean(what, name); l, = ax.plot(d["mean"], **{**dict(lw=2, label=NAMES.get(name, name)), **styles[name], **kw}); ax.fill_between(d.index, d.low, d.high, color=l.get_color(), alpha=.15, lw=0)
     for n in self.curves: line(axs[0,0], "prob", n)
-    for n in self.recheck: line(axs[0,0], "recheck", n, lw=1.2, ls=(0,(1,1)), label=f"{NAMES.get(n, n)}, re-checked", color=_style(n).get("color"))
+    for n in self.recheck: line(axs[0,0], "recheck", n, lw=1.2, ls=(0,(1,1)), label=f"{NAMES.get(n, n)}, re-checked", color=styles[n]["color"])
     some = {cs[0].word for cs in self.curves.values()}
     axs[0,0].set(ylabel=f'P("{[*some][0]}")' if len(some)==1 else "P(the model's refusal token)", ylim=(-.03,1.03)); _bare(axs[0,0]).legend(frameon=False, fontsize=8)
     if self.kl:

@@ -39,14 +39,12 @@ def row_gates(
     min_safe:int=3,       # words
     early:int=25,         # a refusal that begins within so many words makes r̂ one; later it is an afterthought
 )->list[str]:             # names of the gates that it does not pass
-    "What is wrong with a row by itself."
-    if not (row["prompt"] and row["safe"] and row["harmful"]): return ["missing"]
-    out, f = [], find_refusal(" ".join(row["harmful"].split(None, early+20)[:early+20]))     # what comes later does not count, and a search through long text costs
-    if f and f.word < early: out.append("refuses")
-    if not find_refusal(row["safe"]): out.append("complies")
-    if any(len(row[c].split(None, least)) < least for c,least in (("harmful",min_harmful), ("safe",min_safe))): out.append("short")
-    if not all(row[c].rstrip().endswith(_ENDS) for c in ("safe","harmful")): out.append("truncated")
-    return out
+    "What is wrong with a row by itself, as far as it goes: of a part that is empty only that it is."
+    q, r, h = (row[c] or "" for c in ("prompt","safe","harmful"))
+    f = find_refusal(" ".join(h.split(None, early+20)[:early+20]))     # what comes later does not count, and a search through long text costs
+    is_so = dict(missing=not (q and r and h), refuses=f and f.word < early, complies=r and not find_refusal(r),
+                 short=any(x and len(x.split(None, least)) < least for x,least in ((h,min_harmful), (r,min_safe))), truncated=any(x and not x.rstrip().endswith(_ENDS) for x in (r,h)))
+    return [name for name,so in is_so.items() if so]
 
 # %% ../nbs/03d_gates.ipynb #31a26b88
 def exchanged(

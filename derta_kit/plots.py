@@ -17,7 +17,14 @@ _STYLE = dict(base=dict(color="#555555", ls=":", zorder=3), vanilla=dict(color="
              rto=dict(color="#009E73", ls=(0,(5,1))), derta=dict(color="#0072B2", ls="-"), dpo=dict(color="#E69F00", ls=(0,(3,1,1,1))), recheck=dict(color="#56B4E9", ls=(0,(1,1))))
 NAMES = dict(base="base", vanilla="vanilla", recaug="RecAug", rto="RTO only", derta="DeRTa", dpo="DPO", recheck="vanilla, re-checked")
 
-def _style(name): return _STYLE.get(name, dict(ls="-"))
+_FREE = ("derta","vanilla","rto","recaug","dpo","recheck")     # whose look a name of one's own gets, where they are not there
+
+def _styles(names):
+    "name → colour and line, no two alike: fixed for the kit's names, and for others what is left of the palette, then further colours."
+    names = list(dict.fromkeys(names))
+    free = iter([_STYLE[k] for k in _FREE if k not in names] + [dict(color=c, ls=ls) for ls in ("-","--",":","-.") for c in ("#000000","#8C564B","#7B68EE","#808000","#A52A2A")])
+    return {n: _STYLE.get(n) or next(free, dict(color="#000000", ls="-")) for n in names}
+
 def _png(fig, dpi=130):
     "A figure as PNG, and closed."
     fig.savefig(out := BytesIO(), dpi=dpi, format="png"); plt.close(fig)
@@ -47,12 +54,13 @@ def bias_figure(
     curves:dict,       # model name → `RefusalCurve`s, or arrays [T] of probabilities; one or a list
     ax=None,           # matplotlib axes to draw on; default: a new figure
     title:str="How likely is a refusal, once a harmful response r̂ has begun?",  # over the picture
+    styles:dict|None=None,  # model name → colour and line, as matplotlib takes them; default: the kit's
 )->Figure:
     "Mean P(refusal token) before each token of a response, one line a model."
-    ax = ax or plt.subplots(figsize=(7,3.2), layout="constrained")[1]
+    ax, styles = ax or plt.subplots(figsize=(7,3.2), layout="constrained")[1], styles or _styles(curves)
     for name,probs in curves.items():
         m, half = mean_curve(_probs(probs)); x = np.arange(len(m))
-        line, = ax.plot(x, m, lw=2, label=NAMES.get(name, name), **_style(name))
+        line, = ax.plot(x, m, lw=2, label=NAMES.get(name, name), **styles[name])
         ax.fill_between(x, np.clip(m-half, 0, 1), np.clip(m+half, 0, 1), color=line.get_color(), alpha=.15, lw=0)
     ax.set(xlabel="tokens of the harmful response already said", ylabel="P(refusal token)", ylim=(-.03,1.03), title=title)
     _bare(ax).legend(frameon=False, ncols=len(curves), loc="upper center", bbox_to_anchor=(.5,-.2))
@@ -66,11 +74,11 @@ def prefill_figure(
 )->Figure:
     "Share of prompts refused at each prefill depth, with 95% intervals."
     ax = ax or plt.subplots(figsize=(5,3.2), layout="constrained")[1]
-    depths, w = list(next(iter(refuses.values()))), .8/len(refuses)
+    depths, w, styles = list(next(iter(refuses.values()))), .8/len(refuses), _styles(refuses)
     for j,(name,r) in enumerate(refuses.items()):
         y = np.array([r[d]["rate"] for d in depths])
         err = np.maximum(0, np.array([[r[d]["rate"]-r[d]["low"] for d in depths], [r[d]["high"]-r[d]["rate"] for d in depths]]))
-        ax.bar(np.arange(len(depths))+w*(j-(len(refuses)-1)/2), y, w*.92, yerr=err, color=_style(name).get("color"), error_kw=dict(lw=.8, capsize=2), label=NAMES.get(name, name))
+        ax.bar(np.arange(len(depths))+w*(j-(len(refuses)-1)/2), y, w*.92, yerr=err, color=styles[name]["color"], error_kw=dict(lw=.8, capsize=2), label=NAMES.get(name, name))
     ax.set_xticks(range(len(depths)), depths)
     ax.set(xlabel="tokens of r̂ prefilled", ylabel="refused", ylim=(0,1.05), title=title)
     _bare(ax).legend(frameon=False, ncols=len(refuses), loc="upper center", bbox_to_anchor=(.5,-.2))

@@ -11,7 +11,7 @@ from importlib.resources import files
 import anywidget, matplotlib.pyplot as plt, numpy as np, traitlets as T
 from .data import _mask, _open, _refusal_span, redact_around
 from .models import atomically
-from .plots import NAMES, _bare, _style
+from .plots import NAMES, _bare, _styles
 from .refusals import find_refusal, stutters
 
 # %% ../nbs/09_strip.ipynb #b7a11d52
@@ -60,12 +60,11 @@ class TokenStrip(anywidget.AnyWidget):
 
 # %% ../nbs/09_strip.ipynb #09204161
 _round = lambda xs: [None if x is None else float(f"{x:.4g}") for x in xs]
-_COLORS = ("#0072B2", "#D55E00", "#009E73")
 
-def _look(name, i):
-    "Colour and dashes of a model's line."
-    s = _style(name); ls = s.get("ls", "-")
-    return dict(color=s.get("color", _COLORS[i]), dash={":": "1.5 3", "--": "6 4", "-.": "6 3 1.5 3"}.get(ls, "") if isinstance(ls, str) else "8 3")
+def _looks(names):
+    "name → colour and dashes of a model's line."
+    dash = lambda ls: {":": "1.5 3", "--": "6 4", "-.": "6 3 1.5 3"}.get(ls, "") if isinstance(ls, str) else "8 3"
+    return {n: dict(color=s["color"], dash=dash(s["ls"])) for n,s in _styles(names).items()}
 
 # %% ../nbs/09_strip.ipynb #4ed8bfdd
 def _top_view(curve, show):
@@ -73,9 +72,9 @@ def _top_view(curve, show):
     alternative = lambda t, p, o: [visible(t) if o else _mask(t), float(f"{p:.4g}"), o]
     return [[alternative(t, p, show or t.strip()==curve.word) for t,p,_ in row] for row in curve.top]
 
-def _model_view(name, i, curve, kl=None, show=False):
+def _model_view(name, look, curve, kl=None, show=False):
     "One model's part of a view."
-    out = dict(name=name, **_look(name, i), prob=_round(curve.prob), rank=[int(r) for r in curve.rank])
+    out = dict(name=name, **look, prob=_round(curve.prob), rank=[int(r) for r in curve.rank])
     if curve.opener_mass is not None: out["mass"] = _round(curve.opener_mass)
     if kl is not None: out["kl"] = _round(kl)
     if curve.top: out["top"] = _top_view(curve, show)
@@ -138,9 +137,9 @@ def strip_figure(
     forced=(),       # tokens after that which were put into its mouth
 )->plt.Figure:
     "P(refusal) along a response: a line a model, and a strip a model; marked, where it was pushed and where it speaks itself."
-    n, words = len(curves), {c.word for c in curves.values()}
+    n, words, styles = len(curves), {c.word for c in curves.values()}, _styles(curves)
     fig, (a, b) = plt.subplots(2, 1, figsize=(8, 2.4+.32*n), height_ratios=[2.2, .32*n], sharex=True, layout="constrained")
-    for i,(k,c) in enumerate(curves.items()): a.plot(c.prob, lw=2, marker="" if len(c) > 1 else "o", **{**_style(k), "color": _look(k, i)["color"]}, label=NAMES.get(k, k))
+    for k,c in curves.items(): a.plot(c.prob, lw=2, marker="" if len(c) > 1 else "o", **styles[k], label=NAMES.get(k, k))
     if forced: a.axvspan(forced[0]-.5, forced[-1]+.5, color="#E69F00", alpha=.25, lw=0, label="put in")
     if said is not None and said+len(forced) < len(c): a.axvline(said+len(forced)-.5, color="#777777", lw=1, ls=(0,(4,3)), label="its own from here")
     _bare(a).set(ylim=(-.03,1.03), ylabel=f'P("{words.pop()}")' if len(words)==1 else "P(refusal token)"); fig.legend(*a.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=n+2, loc="outside upper right")

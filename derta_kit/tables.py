@@ -9,7 +9,7 @@ __all__ = ['LEAST', 'BINS', 'asr', 'cell', 'asr_table', 'paired', 'points', 'how
 # %% ../nbs/12d_tables.ipynb #9dd0e5bb
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
-from .plots import NAMES, _bare, _style
+from .plots import NAMES, _bare, _styles
 from .records import _count
 from .scorecard import rate, wilson
 
@@ -163,9 +163,10 @@ def position_figure(
 )->Figure:
     "Share of responses that have refused by each word, one line a model (the paper's Figure 4, cumulated)."
     ax, upto = ax or plt.subplots(figsize=(6,3.2), layout="constrained")[1], max(1, min(upto, int(rows.response.fillna("").str.split().str.len().max())))      # no further than anything was said
+    styles = _styles(rows.model)
     for m,g in rows[rows.refused.notna()].groupby("model", sort=False):
         w = g.word.dropna().to_numpy(int)
-        ax.step(range(upto+1), [np.mean(np.append(w<=i, np.zeros(len(g)-len(w)))) for i in range(upto+1)], where="post", lw=2, label=NAMES.get(m, m), **_style(m))
+        ax.step(range(upto+1), [np.mean(np.append(w<=i, np.zeros(len(g)-len(w)))) for i in range(upto+1)], where="post", lw=2, label=NAMES.get(m, m), **styles[m])
     ax.set(xlabel="words already said", ylabel="have refused", ylim=(-.03,1.03), title=title)
     _bare(ax).legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(.5,-.18), fontsize=8)
     return ax.figure
@@ -214,10 +215,10 @@ def asr_figure(
 )->Figure:
     "Bars with 95% intervals, attacks in groups."
     a = asr(rows, judge=judge); ax = ax or plt.subplots(figsize=(7,3.2), layout="constrained")[1]
-    attacks, models = list(a.attack.unique()), list(a.model.unique()); w = .8/max(1, len(models))
+    attacks, models, styles = list(a.attack.unique()), list(a.model.unique()), _styles(rows.model); w = .8/max(1, len(models))
     for j,m in enumerate(models):
         g = a[(a.model==m) & (a.n>0)]; x = np.array([attacks.index(k) for k in g.attack])+w*(j-(len(models)-1)/2)
-        ax.bar(x, g.rate, w*.92, yerr=np.clip([g.rate-g.low, g.high-g.rate], 0, None), color=_style(m).get("color"), error_kw=dict(lw=.8, capsize=2), label=NAMES.get(m, m))
+        ax.bar(x, g.rate, w*.92, yerr=np.clip([g.rate-g.low, g.high-g.rate], 0, None), color=styles[m]["color"], error_kw=dict(lw=.8, capsize=2), label=NAMES.get(m, m))
         for k in a[(a.model==m) & (a.n==0)].attack: ax.text(attacks.index(k)+w*(j-(len(models)-1)/2), .02, "none judged", rotation=90, ha="center", va="bottom", fontsize=7, color="#777777")
     ax.set_xticks(range(len(attacks)), attacks)
     ax.set(ylabel="unsafe", ylim=(0,1.05), title=title)

@@ -18,7 +18,7 @@ from .plots import _png
 from .probe import RefusalCurve, rollouts, talk, token_text
 from .records import _count, _listed
 from .refusals import OPENERS, find_refusal
-from .strip import _ALT, TokenStrip, _look, _model_view, _parts, _still, _verdict, _view, save_page, strip_figure, visible
+from .strip import _ALT, TokenStrip, _looks, _model_view, _parts, _still, _verdict, _view, save_page, strip_figure, visible
 
 # %% ../nbs/09b_widgets.ipynb #9a9479b1
 _all_ = ["TrainingMonitor"]
@@ -127,7 +127,7 @@ def measure(self:Explorer,
 def _draw(self:Explorer, **kwargs):
     "Send what there is to the strip."
     kl = lambda n: self.comparison.kl[n][0] if not self.strip.live and n in self.comparison.kl else None
-    models = [_model_view(n, list(self.ms).index(n), c, kl(n), self.show) for n,c in self.tracks.items()]
+    models = [_model_view(n, _looks(self.ms)[n], c, kl(n), self.show) for n,c in self.tracks.items()]
     if self.strip.model not in self.tracks: self.strip.model = list(self.tracks)[-1]
     if not any(self.strip.colour in m for m in models): self.strip.colour = "prob"
     self.strip.view = _view(models, [token_text(self.tok, i) for i in self.ids], len(self.tok), self.show, **kwargs)
@@ -149,7 +149,7 @@ def go_on(self:Explorer,
         for n in self.ms:
             with self.ms.use(n) as m: out[n] = rollouts(m, self.tok, self.asked, self.ids, [at], self.max_new_tokens)[0]
     self.said[str(at)] = out
-    seen = [dict(model=n, **_look(n, i), refuses=find_refusal(c.text) is not None, verdict=_verdict(c.text), parts=_parts(c.text, self.show)) for i,(n,c) in enumerate(out.items())]
+    seen = [dict(model=n, **_looks(self.ms)[n], refuses=find_refusal(c.text) is not None, verdict=_verdict(c.text), parts=_parts(c.text, self.show)) for n,c in out.items()]
     self.strip.rollouts = {**self.strip.rollouts, str(at): seen}
     self.strip.depth = at
     return out

@@ -254,10 +254,10 @@ def test_the_saved_page_works_from_disk_with_the_network_off(browser, demo, tmp_
 
 def long_page(path, n=2000):
     from derta_kit.probe import RefusalCurve
-    from derta_kit.strip import TokenStrip, _model_view, _view, save_page
+    from derta_kit.strip import TokenStrip, _looks, _model_view, _view, save_page
     p = np.linspace(0, 1, n); top = [[(" Sorry", p[t], 1), (" word", 1-p[t], 2)] for t in range(n)]
     cs = {k: RefusalCurve("p", [f" word{i}" for i in range(n)], q, np.arange(1, n+1), np.zeros(n), top=top) for k,q in dict(base=p*0, vanilla=p[::-1], derta=p).items()}
-    save_page(TokenStrip(view=_view([_model_view(k, i, c, show=True) for i,(k,c) in enumerate(cs.items())], cs["derta"].tokens, 50_000, show=True)), path, "p")
+    save_page(TokenStrip(view=_view([_model_view(k, _looks(cs)[k], c, show=True) for k,c in cs.items()], cs["derta"].tokens, 50_000, show=True)), path, "p")
 
 
 def test_two_thousand_tokens_in_a_narrow_column(browser, tmp_path):

@@ -49,3 +49,21 @@ def test_header(demo):
 
 def test_a_folder_without_an_adapter_is_said_and_not_looked_for_at_the_hub(tmp_path):
     with pytest.raises(ValueError, match="holds no adapter"): Models(dict(base=None, mine=tmp_path/"typo"))
+
+
+def test_no_two_models_look_alike(tmp_path):
+    "In any picture; and the same model looks the same in all pictures of a page."
+    import numpy as np, pandas as pd
+    from types import SimpleNamespace
+    from derta_kit import pages, plots, strip, tables
+    names = ["base","mine","derta","q4","vanilla","e1","e2","e3"]; looks = plots._styles(names)
+    assert len({s["color"] for s in looks.values()}) == 8 and plots._styles(["derta"])["derta"] == looks["derta"] == plots._styles(["x","derta"])["derta"] and len({(s["color"], str(s["ls"])) for s in plots._styles([f"m{i}" for i in range(20)]).values()}) == 20
+    assert [l.get_color() for l in plots.bias_figure({n: np.zeros(4) for n in names}).axes[0].lines] == [looks[n]["color"] for n in names]
+    assert {n: x["color"] for n,x in strip._looks(names).items()} == {n: s["color"] for n,s in looks.items()}
+    few = ["mine","base","derta"]; rows = pd.DataFrame([dict(model=m, attack=a, setting="", question=f"q{i}", case=f"{a}{i}", response="a b c d", refused=pd.NA if m=="mine" else True, word=1, unsafe=True, error="") for m in few for a in ("none","prefill") for i in range(3)]).astype(dict(refused="boolean", unsafe="boolean"))
+    e = SimpleNamespace(rows=rows, record=dict(models={m: dict(word="I" if m=="mine" else "Sorry", **(dict(curves=[[.1,.2]]) if m!="base" else {})) for m in few}))
+    figs, want = pages.figures(e), plots._styles(few)
+    assert [l.get_color() for l in figs["curves"].axes[0].lines] == [want["mine"]["color"], want["derta"]["color"]] and figs["curves"].axes[0].get_legend_handles_labels()[1] == ["mine: 'I'", "DeRTa: 'Sorry'"]
+    assert [l.get_color() for l in figs["where refusals stand"].axes[0].lines] == [want["base"]["color"], want["derta"]["color"]]
+    bars = figs["attack success"].axes[0].containers; from matplotlib.colors import to_hex
+    assert [to_hex(b[0].get_facecolor()).upper() for b in bars if hasattr(b, "patches")] == [want[m]["color"].upper() for m in few]

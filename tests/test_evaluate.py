@@ -364,8 +364,20 @@ def test_what_a_person_sees_is_redacted_and_escaped(demo, tmp_path):
     assert "<script>alert" not in page and "words hidden" in page and said.unsafe[said.attack=="harmless"].isna().all() and (said.error=="").all()
     assert over_refusal(said).n.tolist() == [1, 1] and "SECRET" in "".join(said.prompt+said.begun) and "SECRET" not in "".join(redacted_rows(said).begun)
     t = compare_runs(tmp_path/"a", tmp_path/"b", tmp_path/"c.html")
+    from derta_kit.cli_eval import derta_eval
+    from conftest import said as ran
+    r = ran(derta_eval, "compare", tmp_path/"a", tmp_path/"b"); assert r.returncode == 0 and "The runs differ in: max_new_tokens 6 (a: 12)." in r.stdout and "2 harmful cases were asked in both runs; 0 only in a, 0 only in b." in r.stdout, r.stdout
+    assert "The runs differ in: max_new_tokens 6 (a: 12)." in (tmp_path/"c.html").read_text()
     assert t["pairs"].tolist() == [1]*4 and "decoding" in (tmp_path/"c.html").read_text() and "<script>alert" not in (tmp_path/"c.html").read_text()
     shown = write_page(runs[0], show_harmful=True).read_text(); assert "Harmful text is shown" in shown
+
+
+def test_the_half_of_xstest_that_should_be_refused_is_not_called_harmless(demo, tmp_path):
+    from derta_kit.cli_eval import _harmless_said
+    e = evaluate(dict(base=demo), attack("none", QS[:1]), Counting(), tmp_path, decoding=Decoding(4), helpful=[], desc=None)
+    e.rows = pd.DataFrame([dict(model="base", attack="xstest", setting=s, question=f"{s}{i}", refused=s=="unsafe") for s in ("safe","unsafe") for i in range(3)])
+    a, b = [x for x in _harmless_said(e) if "refused" in x.split("\n")[0]]
+    assert a.startswith("Harmless questions refused\n") and "xstest safe" in a and "unsafe" not in a and b.startswith("XSTest's unsafe half refused, which is as it should be\n") and "100%" in b and "xstest safe" not in b
 
 
 def test_xstest_halves():

@@ -4,7 +4,7 @@ import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from derta_kit.models import generate, prompt_ids, text_ids
 from derta_kit.probe import RefusalCurve, refusal_curve, talk, token_text
-from derta_kit.strip import TokenStrip, _model_view, _parts, _view, readable, save_page, visible
+from derta_kit.strip import TokenStrip, _looks, _model_view, _parts, _view, readable, save_page, visible
 from derta_kit.widgets import Explorer, TrainingMonitor
 
 
@@ -109,7 +109,7 @@ def test_a_static_form_goes_with_it(x, tmp_path, monkeypatch):
 
 def test_a_page_keeps_its_text_inside_its_script(tmp_path):
     nasty = ["</script>", "<!--", "\u2028", "%(css)s", "\\u003c"]; c = RefusalCurve("</script><b>", nasty, np.zeros(5), np.ones(5), np.zeros(5))
-    save_page(TokenStrip(view=_view([_model_view("m", 0, c, show=True)], nasty, 9, show=True)), tmp_path/"x.html", "</script><b>")
+    save_page(TokenStrip(view=_view([_model_view("m", _looks(["m"])["m"], c, show=True)], nasty, 9, show=True)), tmp_path/"x.html", "</script><b>")
     page = (tmp_path/"x.html").read_text(); data = page.split('id="state">')[1].split("</script>")[0]
     assert json.loads(json.loads(data)["state"]["view"])["tokens"] == [visible(t) for t in nasty] and page.count("</script>") == 2
 
