@@ -85,10 +85,16 @@ def _pairs_said(source, on_error, columns, split):
     yield from _gaps_said(k, f"{_count(k, 'pair')} {'has' if k==1 else 'have'} no response", "response", source, columns, on_error)
 
 # %% ../nbs/14a_data_cli.ipynb #6babcf9d
+def _against(files):
+    "Evaluation sets: the demo's, and those of files, by their names."
+    from derta_kit.gates import evaluation_sets
+    return evaluation_sets({Path(f).name: _read(f)["prompt"][:] for f in files.split(",") if f})
+
 def data_check(
     source:str,                # file, folder or hub id
     on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source); of helpful pairs prompt=q,response=a
+    against:str="",            # questions that you evaluate with, beside the demo's: files or hub ids, with commas
     split:str="train",         # of a hub data set, or of files named after splits
 ):
     "Read SOURCE, triples or helpful pairs, run all gates on triples, and say what it holds and what is wrong with it; writes nothing."
@@ -100,7 +106,7 @@ def data_check(
     ds = _read(source, on_error, columns, split, ("safe","harmful"))
     filled = {c: [len(x.split()) for x in ds[c] if x] for c in ("prompt","safe","harmful")}
     print(f"{_count(len(ds), 'row')}, hash {data_hash(ds)}; " + "; ".join(f"{c}: {len(n)} of them, {sum(n)/len(n):.0f} words on average" if n else f"{c}: none" for c,n in filled.items()) + "\n")
-    print(_gates_said(g := gate(ds, drop=()), ["flagged"]))
+    print(_gates_said(g := gate(ds, drop=(), sets=_against(against)), ["flagged"]))
     if said := exchanged([g.flags.get(i, ()) for i in range(len(ds))]) or other_opener(ds["safe"]): print(f"\n{said}")
     for c in ("safe","harmful"): print(*_gaps_said(k := len(ds)-len(filled[c]), f"{_count(k, 'row')} {'has' if k==1 else 'have'} no {c} response", c, source, columns, on_error), sep="", end="\n" if k else "")
 
@@ -153,7 +159,7 @@ def data_gate(
     source:str,                # file, folder or hub id of triples
     out:str="",                # folder (needed): triples.jsonl, dropped.jsonl, gates.json
     drop:str="missing,refuses,complies,short,duplicate",  # gates whose rows are dropped; add contaminated or truncated
-    against:str="",            # further evaluation questions: files or hub ids, with commas
+    against:str="",            # questions that you evaluate with, beside the demo's: files or hub ids, with commas
     threshold:float=.8,        # Jaccard similarity of near-duplicates
     show_harmful:store_true=False, # leave harmful text readable in dropped.jsonl
     columns:str="",            # your own columns: prompt=q,safe=good,harmful=bad (category, source)
@@ -164,8 +170,7 @@ def data_gate(
     from derta_kit import gates as G
     from derta_kit.data import write_jsonl
     from derta_kit.records import _count
-    _need(out, "--out, a folder"); sets = G.evaluation_sets({a: _read(a)["prompt"][:] for a in against.split(",") if a})
-    _apart(Path(out)/"triples.jsonl", source); _apart(Path(out)/"dropped.jsonl", source)
+    _need(out, "--out, a folder"); sets = _against(against); _apart(Path(out)/"triples.jsonl", source); _apart(Path(out)/"dropped.jsonl", source)
     ds = _read(source, on_error, columns, split, ("safe","harmful")); _folder(out)
     g = G.gate(ds, [d for d in drop.split(",") if d], sets, out, show_harmful, threshold, desc="gates")
     print(_gates_said(g, ["flagged","dropped","of all"]) + "\n")

@@ -282,6 +282,6 @@ def _folder(m):
     return None if m is None or isinstance(m, (tuple, Endpoint)) else m
 
 def _known(models, cases, more=()):
-    "Which models were trained on harmful questions that are asked here."
-    asked = list(dict.fromkeys(c.question for c in cases if not _harmless(c.attack, c.setting)))
-    return trained_on({n: f for n,m in models.items() if (f := _folder(m))}, asked, more)
+    "Which models were trained on questions that are asked here."
+    asked = {no: list(dict.fromkeys(c.question for c in cases if _harmless(c.attack, c.setting)==no)) for no in (False, True)}
+    return trained_on({n: f for n,m in models.items() if (f := _folder(m))}, asked[False], more, asked[True])

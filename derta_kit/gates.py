@@ -27,7 +27,7 @@ GATES = dict(
     short="r̂ has fewer than {min_harmful} words, or r than {min_safe}",
     truncated="r or r̂ ends in the middle of a sentence",
     duplicate="prompt and r̂ are nearly those of an earlier row",
-    contaminated="the prompt is nearly one that an evaluation set asks",
+    contaminated="the prompt is nearly one that an evaluation asks ({sets})",
 )
 
 _ENDS = tuple(".!?…:)]\"'”’*`。！？")
@@ -178,9 +178,9 @@ def _flags(ds, seen, threshold, desc, **kwargs):
     return flags, why
 
 # %% ../nbs/03d_gates.ipynb #88d89305
-def _table(flags, dropped, drop, n, limits):
+def _table(flags, dropped, drop, n, limits, sets):
     "A row a gate: how many of `n` rows it flags, and how many of those are dropped."
-    limits = {**{k: p.default for k,p in inspect.signature(row_gates).parameters.items()}, **limits}
+    limits = {**{k: p.default for k,p in inspect.signature(row_gates).parameters.items()}, **limits, "sets": ", ".join(sets) or "none was looked at"}
     count = lambda g, rows: sum(g in flags[i] for i in rows)
     t = pd.DataFrame([dict(gate=g, meaning=m.format(**limits), flagged=count(g, flags), dropped=count(g, dropped) if g in drop else 0) for g,m in GATES.items()]).set_index("gate")
     t.loc["any of them"] = ["", len(flags), len(dropped)]; t["of all"] = t.flagged/max(1, n)
@@ -203,9 +203,10 @@ def gate(
     triples, out = _triples_of(triples), None if out is None else _folder_path(out)
     drop = (drop,) if isinstance(drop, str) else drop
     if wrong := set(drop)-set(GATES): raise ValueError(f"drop={', '.join(sorted(wrong))!r}: use {', '.join(GATES)}")
-    flags, why = _flags(triples, Contamination(evaluation_sets() if sets is None else sets), threshold, desc, **kwargs)
+    sets = evaluation_sets() if sets is None else sets
+    flags, why = _flags(triples, Contamination(sets), threshold, desc, **kwargs)
     dropped = sorted(i for i,f in flags.items() if set(f) & set(drop))
-    t, gone = _table(flags, dropped, drop, len(triples), kwargs), set(dropped)
+    t, gone = _table(flags, dropped, drop, len(triples), kwargs, sets), set(dropped)
     kept = triples.select([i for i in range(len(triples)) if i not in gone]) if gone else triples
     if out is not None:
         write_jsonl((dict(row=i+1, why=flags[i], note=why.get(i,""), **{**triples[i], "harmful": redact(triples[i]["harmful"], show_harmful)}) for i in dropped), Path(out)/"dropped.jsonl")

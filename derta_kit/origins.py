@@ -11,6 +11,7 @@ from pathlib import Path
 from datasets import concatenate_datasets
 from .data import data_hash, demo_data, read_triples
 from .gates import Contamination
+from .mix import read_pairs
 from .records import _count
 from .taught import trainings
 
@@ -29,6 +30,13 @@ def trained(
         out |= {k: v for k,v in s.get("recipe", {}).items() if k in ("seed","first","steps","dpo_lr","quick")} | {"data": s.get("data", {}).get("triples")}
     if h := stage.get("history"): out |= {k: round(v, 3) for k,v in h[-1].items() if k=="train_loss" and isinstance(v, float)} | {"seconds": round(stage.get("seconds", 0))}
     return out | ({"before": "; ".join(before)} if (before := trainings(m)[:-1]) else {})
+
+# %% ../nbs/11c_origins.ipynb #3d01468d
+def _chain(folder):
+    "The folder of an adapter, and those of the adapters it went on from."
+    out = [folder]
+    while len(out) < 20 and (at := _read(Path(out[-1])/"run.json").get("recipe", {}).get("adapter")) and Path(at).is_dir(): out.append(at)
+    return out
 
 # %% ../nbs/11c_origins.ipynb #0a160007
 def _of_record(folder, more):
@@ -51,27 +59,39 @@ def triples_of(
     more=(),      # sets of triples to look among (as `read_triples` gives them), where the record leads nowhere
 )->tuple:         # (triples, what they are called); rows kept back are left out
     "The triples that an adapter was trained on, with those of the adapters it went on from; none, if they are not to be had."
-    found, at = [], folder
-    for _ in range(20):       # a chain of adapters, each trained further
-        found.append(_of_record(at, more)); at = _read(Path(at)/"run.json").get("recipe", {}).get("adapter")
-        if not at or not Path(at).is_dir(): break
+    found = [_of_record(at, more) for at in _chain(folder)]
     found = {data_hash(t): (t, n) for t,n in found if t is not None}      # files of one name may hold different data
     return (concatenate_datasets([t for t,_ in found.values()]), " and ".join(dict.fromkeys(n for _,n in found.values()))) if found else ((), "")
+
+# %% ../nbs/11c_origins.ipynb #ad7cf2a7
+def _pairs_of(folder):
+    "(prompts, what they are called) of the helpful pairs that an adapter was trained on, with those of the adapters it went on from; none, where they are not to be had."
+    prompts, names = [], []
+    for run in (_read(Path(at)/"run.json") for at in _chain(folder)):
+        r = run.get("recipe", {})
+        if not r.get("helpful") or not isinstance(run.get("data"), dict): continue
+        try:
+            with warnings.catch_warnings(): warnings.simplefilter("ignore"); pairs = read_pairs(r["helpful"], columns=r.get("helpful_columns") or None)
+        except (OSError, ValueError): continue
+        if data_hash(pairs)==run["data"].get("helpful"): prompts += pairs["prompt"]; names.append(Path(r["helpful"]).name)
+    return prompts, " and ".join(dict.fromkeys(names))
 
 # %% ../nbs/11c_origins.ipynb #0a160009
 def trained_on(
     folders:dict,     # name → folder of an adapter
-    questions:list,   # that will be asked
+    questions:list,   # harmful ones that will be asked
     more=(),          # as in `triples_of`
+    harmless=(),      # harmless ones that will be asked
 )->dict:              # name → a note of how many, for those that know some
-    "Which models were trained on some of these questions; warns of it."
-    seen, out, said = Contamination(dict(asked=questions)), {}, {}
+    "Which models were trained on some of these questions: on harmful ones in triples, on harmless ones in helpful pairs; warns of it."
+    asked, out, said = {what: (Contamination(dict(asked=qs)), len(qs)) for what,qs in {"question": questions, "harmless question": harmless}.items() if len(qs)}, {}, {}
     for n,f in folders.items():
-        triples, name = triples_of(f, more)
-        like = [(c[2], c[1]) for p in (triples["prompt"] if len(triples) else ()) if (c := seen(p))]
-        if k := len({q for _,q in like}):
-            same = len({q for s,q in like if s==1})
-            out[n] = {"trained on": f"{k} of {_count(len(questions), 'question')} asked here"}
-            said.setdefault(f"{out[n]['trained on']}, {same} of them word for word ({name})", []).append(n)
+        for what,(seen,total) in asked.items():
+            rows, name = triples_of(f, more) if what=="question" else _pairs_of(f)
+            like = [(c[2], c[1]) for p in (rows["prompt"] if what=="question" and len(rows) else rows) if (c := seen(p))]
+            if not like: continue
+            text, same = f"{len({q for _,q in like})} of {_count(total, what)} asked here", len({q for s,q in like if s==1})
+            out[n] = {"trained on": " and ".join([*out.get(n, {}).values(), text])}
+            said.setdefault(f"{text}, {same} of them word for word ({name})", []).append(n)
     for text,ns in said.items(): warnings.warn(f"{', '.join(ns)}: trained on {text}; what it says to these tells little of what it says to others", stacklevel=4)
     return out

@@ -269,8 +269,7 @@ def _arithmetic(model, given):
 # %% ../nbs/06_train.ipynb #c84a4fc4
 def _teach(model, word, says):
     "Note on `model` the word that its targets teach; says so where it had been taught another."
-    was = getattr(model, "refusal_word", None)
-    if says and word and was not in (None, word): warnings.warn(f"the model was taught {was!r} as refusal token, and these targets teach {word!r}, which its curves are of from now on. To go on with {was!r}, name it: word=… of the objective, targets.word of a recipe (derta_train --set targets.word={was})", stacklevel=3)
+    if says and word and (was := getattr(model, "refusal_word", None)) not in (None, word): warnings.warn(f"the model was taught {was!r} as refusal token, and these targets teach {word!r}, which its curves are of from now on. To go on with {was!r}, name it: word=… of the objective, targets.word of a recipe (derta_train --set targets.word={was})", stacklevel=3)
     if word: model.refusal_word = word
 
 # %% ../nbs/06_train.ipynb #0937cf7a

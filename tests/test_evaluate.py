@@ -127,6 +127,12 @@ def test_questions_that_were_trained_on_are_counted(tmp_path):
     cases = attack("none", [rows[3]["prompt"], rows[4]["prompt"].lower().rstrip("?")+", please?", rows[19]["prompt"], "What is the tallest bird?"]) + [Case("harmless", "", rows[5]["prompt"], rows[5]["prompt"])]
     models, note = dict(a=str(tmp_path/"run"), b=Recheck(str(tmp_path/"run")), base=None), {"trained on": "2 of 4 questions asked here"}        # row 19 was kept back, and what is harmless is not counted
     with pytest.warns(UserWarning, match=r"^a, b: trained on 2 of 4 questions asked here, 1 of them word for word \(mine.jsonl\)"): assert _known(models, cases) == dict(a=note, b=note)
+    from derta_kit.mix import read_pairs
+    h = tmp_path/"pairs.csv"; pd.DataFrame(dict(q=[rows[5]["prompt"], "Why is the sky blue?"], a=["So.", "So."])).to_csv(h, index=False); run = json.loads((tmp_path/"run"/"run.json").read_text())
+    run["recipe"] |= dict(helpful=str(h), helpful_columns=dict(prompt="q", response="a")); run["data"]["helpful"] = data_hash(read_pairs(h, columns=dict(prompt="q", response="a"))); (tmp_path/"run"/"run.json").write_text(json.dumps(run))
+    with pytest.warns(UserWarning, match=r"^a, b: trained on 1 of 1 harmless question asked here, 1 of them word for word \(pairs.csv\)"): assert _known(models, cases)["a"] == {"trained on": "2 of 4 questions asked here and 1 of 1 harmless question asked here"}
+    h.write_text("q,a\nx,y\n")
+    with pytest.warns(UserWarning): assert _known(models, cases) == dict(a=note, b=note), "another file under that name says nothing"
     write_jsonl(rows.select(range(18)), f)
     assert _known(models, cases) == {}, "another file under that name says nothing"
     f.unlink(); assert _known(models, cases) == {}
@@ -375,8 +381,8 @@ def test_what_a_person_sees_is_redacted_and_escaped(demo, tmp_path):
 def test_the_half_of_xstest_that_should_be_refused_is_not_called_harmless(demo, tmp_path):
     from derta_kit.cli_eval import _harmless_said
     e = evaluate(dict(base=demo), attack("none", QS[:1]), Counting(), tmp_path, decoding=Decoding(4), helpful=[], desc=None)
-    e.rows = pd.DataFrame([dict(model="base", attack="xstest", setting=s, question=f"{s}{i}", refused=s=="unsafe") for s in ("safe","unsafe") for i in range(3)])
-    a, b = [x for x in _harmless_said(e) if "refused" in x.split("\n")[0]]
+    e.rows = pd.DataFrame([dict(model="base", attack="xstest", setting=s, question=f"{s}{i}", refused=s=="unsafe", stutter=s=="unsafe" and i==0) for s in ("safe","unsafe") for i in range(3)])
+    a, b, c = _harmless_said(e); assert c.startswith("Refusals that stutter, their opener over and over: base 33%")
     assert a.startswith("Harmless questions refused\n") and "xstest safe" in a and "unsafe" not in a and b.startswith("XSTest's unsafe half refused, which is as it should be\n") and "100%" in b and "xstest safe" not in b
 
 

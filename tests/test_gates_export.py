@@ -41,6 +41,7 @@ def test_gates_report_and_drop(tmp_path):
     assert g.flags == {0: ["contaminated"], 1: ["missing"], 2: ["refuses"], 3: ["contaminated","duplicate"], 4: ["short"]} and g.dropped == [1,2,3,4] and len(g.kept) == 1
     half = [{**GOOD, "harmful": "", "safe": "Yes, of course"}, {**GOOD, "safe": "", "harmful": GOOD["safe"]+" It is wrong, and it may hurt someone else."}, {**GOOD, "safe": None}]      # what is there is looked at
     assert [gate(half, drop=(), sets={}).flags[i] for i in range(3)] == [["missing","complies","truncated"], ["missing","refuses"], ["missing"]]
+    assert g.table.meaning["contaminated"].endswith("asks (mine)") and gate(ds, sets={}).table.meaning["contaminated"].endswith("(none was looked at)")
     lines = [json.loads(l) for l in open(tmp_path/"dropped.jsonl")]
     assert [l["row"]-1 for l in lines] == g.dropped and "asleep" not in (tmp_path/"dropped.jsonl").read_text() and lines[2]["why"] == ["contaminated","duplicate"]
     assert json.loads((tmp_path/"gates.json").read_text())["gates"]["short"] == dict(flagged=1, dropped=1)
