@@ -86,9 +86,9 @@ def _pairs_said(source, on_error, columns, split):
 
 # %% ../nbs/14a_data_cli.ipynb #6babcf9d
 def _against(files):
-    "Evaluation sets: the demo's, and those of files, by their names."
+    "Evaluation sets: the demo's, and those of files, called as they are given (two may have one name)."
     from derta_kit.gates import evaluation_sets
-    return evaluation_sets({Path(f).name: _read(f)["prompt"][:] for f in files.split(",") if f})
+    return evaluation_sets({f: _read(f)["prompt"][:] for f in files.split(",") if f})
 
 def data_check(
     source:str,                # file, folder or hub id

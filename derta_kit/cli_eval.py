@@ -94,8 +94,9 @@ def _harmless_said(e):
     "What a model that refuses everyone looks like: over-refusal, and the perplexity of helpful text."
     from derta_kit.helpful import over_refusal
     from derta_kit.tables import cell, stutter
+    o = over_refusal(e.rows)
     for wanted,head in dict(answers="Harmless questions refused", refusals="XSTest's unsafe half refused, which is as it should be").items():
-        t = over_refusal(e.rows)[lambda t: t.wanted==wanted]
+        t = o[o.wanted==wanted]
         if len(t): yield f"{head}\n\n" + t.assign(share=[cell(r) for r in t.to_dict("records")]).pivot(index="model", columns="set", values="share").reindex(t.model.unique()).rename_axis(index=None, columns=None).fillna("–").to_string()
     if s := [f"{r['model']} {cell(r)}" for r in stutter(e.rows).to_dict("records") if r["k"]]: yield f"Refusals that stutter, their opener over and over: {', '.join(s)}"
     p = {n: f"{m['perplexity']:.3f}" for n,m in e.record["models"].items() if m.get("perplexity")}

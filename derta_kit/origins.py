@@ -65,16 +65,16 @@ def triples_of(
 
 # %% ../nbs/11c_origins.ipynb #ad7cf2a7
 def _pairs_of(folder):
-    "(prompts, what they are called) of the helpful pairs that an adapter was trained on, with those of the adapters it went on from; none, where they are not to be had."
-    prompts, names = [], []
+    "As `triples_of`, of the helpful pairs that an adapter was trained on."
+    found = []
     for run in (_read(Path(at)/"run.json") for at in _chain(folder)):
         r = run.get("recipe", {})
         if not r.get("helpful") or not isinstance(run.get("data"), dict): continue
         try:
             with warnings.catch_warnings(): warnings.simplefilter("ignore"); pairs = read_pairs(r["helpful"], columns=r.get("helpful_columns") or None)
         except (OSError, ValueError): continue
-        if data_hash(pairs)==run["data"].get("helpful"): prompts += pairs["prompt"]; names.append(Path(r["helpful"]).name)
-    return prompts, " and ".join(dict.fromkeys(names))
+        if data_hash(pairs)==run["data"].get("helpful"): found.append((pairs, Path(r["helpful"]).name))
+    return (concatenate_datasets([p for p,_ in found]), " and ".join(dict.fromkeys(n for _,n in found))) if found else ((), "")
 
 # %% ../nbs/11c_origins.ipynb #0a160009
 def trained_on(
@@ -88,7 +88,7 @@ def trained_on(
     for n,f in folders.items():
         for what,(seen,total) in asked.items():
             rows, name = triples_of(f, more) if what=="question" else _pairs_of(f)
-            like = [(c[2], c[1]) for p in (rows["prompt"] if what=="question" and len(rows) else rows) if (c := seen(p))]
+            like = [(c[2], c[1]) for p in (rows["prompt"] if len(rows) else ()) if (c := seen(p))]
             if not like: continue
             text, same = f"{len({q for _,q in like})} of {_count(total, what)} asked here", len({q for s,q in like if s==1})
             out[n] = {"trained on": " and ".join([*out.get(n, {}).values(), text])}

@@ -79,15 +79,11 @@ def _starts(tree):
 # %% ../nbs/03_prefix_tree.ipynb #912fc779
 def _until(tree, n):
     "For each of a row's `n` places the first one that sees it no more. Padding is seen by itself alone, so that its softmax is defined."
-    off, _ = _starts(tree); order, until = _order(tree), torch.arange(n)+1
+    off, _ = _starts(tree); until = torch.arange(n)+1
     end = [o+len(x.ids) for o,x in zip(off, tree.nodes)]
-    for k,x in enumerate(tree.nodes): until[off[k]:end[k]] = end[k]
-    for k in reversed(order):                                              # `end` becomes that of all that hangs off a node
-        p = tree.nodes[k].parent
-        if p >= 0: end[p] = max(end[p], end[k])
-    for k in order:                                                        # the earlier a branch begins, the later it lies
-        x = tree.nodes[k]
-        if x.parent >= 0: until[off[x.parent]:off[x.parent]+x.at] = end[k]
+    for o,e in zip(off, end): until[o:e] = e
+    for k,x in reversed([*enumerate(tree.nodes)]):                         # children before parents: `end[k]` is that of all that hangs off it by now
+        if x.parent >= 0: end[x.parent] = max(end[x.parent], end[k]); until[off[x.parent]:off[x.parent]+x.at].clamp_(min=end[k])
     return until
 
 # %% ../nbs/03_prefix_tree.ipynb #29e32c2c

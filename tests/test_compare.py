@@ -51,7 +51,7 @@ def test_a_folder_without_an_adapter_is_said_and_not_looked_for_at_the_hub(tmp_p
     with pytest.raises(ValueError, match="holds no adapter"): Models(dict(base=None, mine=tmp_path/"typo"))
 
 
-def test_no_two_models_look_alike(tmp_path):
+def test_no_two_models_look_alike():
     "In any picture; and the same model looks the same in all pictures of a page."
     import numpy as np, pandas as pd
     from types import SimpleNamespace

@@ -312,7 +312,9 @@ def test_exchanged_columns_are_named(tmp_path):
     assert "r̂ refuses in 12 of 12 rows, and r does not in 8: are the two columns exchanged?" in said(derta_data, "check", tmp_path/"most.jsonl").stdout
     data.write_jsonl([dict(Prompt=r["prompt"], Safe=r["harmful"], Harmful=r["safe"]) for r in rows], tmp_path/"Caps.jsonl")
     data.write_jsonl([dict(prompt=r["prompt"]) for r in rows[:3]], tmp_path/"asked.jsonl"); r = said(derta_data, "check", tmp_path/"x.jsonl", "--against", tmp_path/"asked.jsonl"); line = next(l for l in r.stdout.splitlines() if l.startswith("contaminated"))
-    assert "asks (demo harmful, demo benign, asked.jsonl)" in line and line.split()[1]=="12", line        # they differ in a number alone
+    assert f"asks (demo harmful, demo benign, {tmp_path/'asked.jsonl'})" in line and line.split()[1]=="12", line        # they differ in a number alone
+    (tmp_path/"b").mkdir(); data.write_jsonl([dict(prompt="What is the tallest bird?")], tmp_path/"b"/"asked.jsonl")       # of the same name: both count
+    r = said(derta_data, "check", tmp_path/"x.jsonl", "--against", f"{tmp_path/'asked.jsonl'},{tmp_path/'b'/'asked.jsonl'}"); assert next(l for l in r.stdout.splitlines() if l.startswith("contaminated")).split()[1]=="12", r.stdout
     data.write_jsonl([dict(q="Why is the sky blue?", a="It scatters light.")], tmp_path/"pairs.jsonl"); assert "helpful pairs, where they are taken, with --columns prompt=…,response=…" in said(derta_data, "check", tmp_path/"pairs.jsonl").stderr
     r = said(derta_data, "check", tmp_path/"Caps.jsonl"); assert r.returncode == 2 and "--columns prompt='Prompt',safe='Safe',harmful='Harmful'" in r.stderr, r.stderr
 
