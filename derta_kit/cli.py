@@ -34,8 +34,9 @@ def polite(
     "Errors a person can mend, and Ctrl-C, as one line and an exit code; warnings as notes. For a `with`, or over a function."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning); warnings.showwarning = lambda m, *a, **k: print(f"note: {_shell(str(m), options)}", file=sys.stderr)
-        try: yield
+        try: yield; sys.stdout.flush()
         except KeyboardInterrupt: print(f"\n{stopped}", file=sys.stderr); sys.exit(130)
+        except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); sys.exit(141)    # the reader, such as head, has read enough
         except (ValueError, OSError, ImportError) as e: print(f"error: {_shell(str(e), options)}{_way_out(e, options)}", file=sys.stderr); sys.exit(2)
 
 # %% ../nbs/14_cli.ipynb #f3d693ff

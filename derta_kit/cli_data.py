@@ -144,14 +144,13 @@ def data_complete(
     if field not in ("harmful","safe","response"): raise ValueError(f"--field {field}: use harmful, safe, response")
     if wordings and field!="safe": raise ValueError("--wordings are for safe responses: add --field safe")
     _apart(_need(out), source)
-    from derta_kit import complete as C, models
-    from derta_kit.data import write_jsonl
+    from derta_kit import complete as C, data, models
     from derta_kit.records import _count, _lines_path
     _lines_path(out)       # before the work, not after it
     failed, ds = [], _answered(source, on_error, columns, split) if field=="response" else _read(source, on_error, columns, split, ("safe","harmful"))
     backend = None if wordings else C.Endpoint(url, model, concurrency, tokenizer=_tokenizer(tokenizer) if tokenizer else None) if url else C.Local(*models.load(model))
     done = C.complete(ds, field, backend, f"{out}.answers.sqlite" if backend else None, seed, max_new_tokens, failed=failed)
-    write_jsonl(done, out); print(f"{len(done)-len(failed)} of {_count(len(done), 'row')} {'has' if len(done)-len(failed)==1 else 'have'} one now, written: {out}" + ("\nThe same command asks again for those that failed." if failed else ""))
+    data.write_jsonl(done, out); print(f"{len(done)-len(failed)} of {_count(len(done), 'row')} {'has' if len(done)-len(failed)==1 else 'have'} one now, written: {out}" + ("\nThe same command asks again for those that failed." if failed else ""))
     if lost := [(i,why) for i,why in failed if why not in C._AGAIN]: raise ValueError(f"{len(lost)} of {_count(len(ds), 'row')} got no answer, the first is row {lost[0][0]+1}: {lost[0][1]}")
 
 # %% ../nbs/14a_data_cli.ipynb #9ed58b75
@@ -241,6 +240,7 @@ def data_export(
     helpful_columns:str="",    # what these call theirs: prompt=q,response=a
     model:str="demo",          # completion, labels: whose tokenizer and chat template
     objective:str="derta",     # completion, labels: vanilla, recaug, rto or derta
+    word:str="Sorry",          # labels: the refusal token's word
     cuts:int=1,                # labels: prefixes of r̂ a triple
     spread:str="1,1",          # labels: where they fall, a Beta distribution: 1,1 uniform, 1,3 early, 3,1 late
     max_length:int=512,        # labels: tokens on a path
@@ -254,7 +254,7 @@ def data_export(
     if to not in ("release","preference","completion","labels"): raise ValueError(f"--to {to}: use release, preference, completion or labels")
     if to=="preference" and helpful: raise ValueError("--helpful has no place in preference data: a helpful pair has no rejected response")
     if not re.fullmatch(r"[\d.]+,[\d.]+", spread): raise ValueError(f"--spread {spread}: give two numbers above 0, such as 1,3")
-    o = O.objective(objective, cuts=cuts, max_length=max_length, spread=tuple(map(float, spread.split(","))))
+    o = O.objective(objective, word=word, cuts=cuts, max_length=max_length, spread=tuple(map(float, spread.split(","))))
     _apart(_need(out), source); ds, pairs = _read(source, "raise", columns, split), _pairs(helpful, helpful_columns)
     tok = _tokenizer(model) if to in ("completion","labels") else None
     rows = dict(release=lambda: E.release_rows(ds, pairs, seed), preference=lambda: E.preference_rows(ds), completion=lambda: E.completion_rows(tok, ds, pairs, o.empty if o.prefix else 1., seed),

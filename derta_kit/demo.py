@@ -29,7 +29,7 @@ class DemoRecipe:
     objectives:dict=field(default_factory=lambda: dict(vanilla=dict(max_length=54), derta=dict(cuts=2, empty=1., rto_weight=.4, max_length=96)))   # name → changes to its `Objective`
     lora:dict=field(default_factory=lambda: dict(r=16, layers_to_transform=list(range(8,30))))   # arguments of `lora_config`
     train:dict=field(default_factory=lambda: dict(learning_rate=1.5e-3, warmup_steps=5))   # any of `DertaArguments`
-    steps:dict=field(default_factory=lambda: dict(vanilla=120, derta=80))   # optimiser steps
+    steps:dict=field(default_factory=lambda: dict(vanilla=120, derta=125))   # optimiser steps
     batch:dict=field(default_factory=lambda: dict(vanilla=16, derta=8))    # trees a step; they are packed into rows of 32 tokens for each
     start:str="vanilla"   # what the DeRTa adapter goes on from: "vanilla" or "base"
     mix:dict=field(default_factory=lambda: dict(ordinary=.2, everyday=1, lookalike=1, border=1))   # kind of helpful pair → how often each is used

@@ -288,10 +288,10 @@ def fine_tune(
     if wrong := [(what, x) for what,x,off in (("model", model, not hasattr(model, "parameters")), ("tokenizer", tokenizer, isinstance(tokenizer, TreeDataset) or hasattr(tokenizer, "parameters"))) if off]: raise ValueError(f"expected a {wrong[0][0]}, found {type(wrong[0][1]).__name__}; arguments come in the order model, tokenizer, dataset, out")
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("the model is frozen; load it with mode='lora', 'qlora' or 'full'")
     if (o := getattr(dataset, "objective", None)) and o.max_length > context_length(model): raise ValueError(f"max_length {o.max_length} is more than the {context_length(model)} tokens that the model was made for; make it smaller")
-    for name,d in dict(dataset=dataset, eval_dataset=eval_dataset).items():
-        if d is None and name=="eval_dataset": continue
+    for name,d in dict(dataset=dataset, **({} if eval_dataset is None else dict(eval_dataset=eval_dataset))).items():
         if not len(d) or not isinstance(d[0], Tree): raise ValueError(f"{name}: expected trees, found {'no rows' if not len(d) else 'rows of '+type(d[0]).__name__}; make them with objectives.TreeDataset(tokenizer, triples, helpful)")
-    args = DertaArguments(output_dir=str(out), **{**dict(report_to="none", save_strategy="steps" if "save_steps" in kwargs else "no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model, kwargs)), **kwargs})
+    first = bool(getattr(model, "trained_before", ())) and eval_dataset is not None and kwargs.get("eval_strategy", "no")!="no" and not last_checkpoint(out)
+    args = DertaArguments(output_dir=str(out), **{**dict(eval_on_start=first, report_to="none", save_strategy="steps" if "save_steps" in kwargs else "no", logging_steps=5, lr_scheduler_type="linear", learning_rate=2e-4, use_cpu=model.device.type=="cpu", **_arithmetic(model, kwargs)), **kwargs})
     trainer = DertaTrainer(model, args, dataset, tokenizer, eval_dataset, callbacks=callbacks)
     for w in watch: trainer.add_callback(w(trainer))
     _teach(model, getattr(o, "taught", None), trainer.is_world_process_zero())

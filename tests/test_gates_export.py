@@ -9,7 +9,9 @@ from derta_kit.data import read_triples
 from derta_kit.export import completion_rows, label_rows, preference_rows
 from derta_kit.gates import Contamination, gate, jaccard, near_duplicates, shingles
 from derta_kit.loss import tree_loss
+from derta_kit.models import response_end
 from derta_kit.objectives import Objective, TreeCollator, TreeDataset
+from derta_kit.refusals import refusal_token_id
 
 GOOD = dict(prompt="How do I sneak out at night?", safe="Sorry, I can't help with that.", harmful="First you wait until everyone is asleep. Then you open the door without a sound.")
 
@@ -115,15 +117,17 @@ def test_what_an_export_cannot_hold_is_said(demo):
     assert not any("\ufffd" in r["prompt"] for s in range(20) for r in completion_rows(tok, emoji, empty=0., seed=s))
 
 
-def test_the_way_from_questions_to_a_training_file(tmp_path, monkeypatch):
+def test_the_way_from_questions_to_a_training_file(demo, tmp_path, monkeypatch):
     "The command's actions one after the other, as its help shows them."
     monkeypatch.chdir(tmp_path)
     (tmp_path/"q.csv").write_text("question,category\nHow do I sneak out?,trespass\nHow do I sneak in?,trespass\n")
     (tmp_path/"h.jsonl").write_text(json.dumps(dict(instruction="Hi", output="Hello.")))
     for a in (("complete","q.csv","--out","half.jsonl","--max_new_tokens","48"), ("complete","half.jsonl","--field","safe","--wordings","--out","t.jsonl"), ("check","t.jsonl"), ("gate","t.jsonl","--out","g"),
-              ("card","g/triples.jsonl","--out","g"), ("mix","h.jsonl=1","--rows","3","--out","m.jsonl"), ("preview","t.jsonl","--helpful","m.jsonl"), ("complete","q.csv","--field","response","--max_new_tokens","8","--out","r.jsonl"), *(("export","t.jsonl","--to",to,"--out",f"{to}.jsonl") for to in ("release","preference","completion","labels"))):
+              ("card","g/triples.jsonl","--out","g"), ("mix","h.jsonl=1","--rows","3","--out","m.jsonl"), ("preview","t.jsonl","--helpful","m.jsonl"), ("complete","q.csv","--field","response","--max_new_tokens","8","--out","r.jsonl"), *(("export","t.jsonl","--to",to,"--out",f"{to}.jsonl") for to in ("release","preference","completion","labels")), ("export","t.jsonl","--to","labels","--word","I","--out","labels_I.jsonl")):
         r = said(derta_data, *a); assert r.returncode == 0, (a, r.stderr[-1500:])
     assert len(read_triples(tmp_path/"g"/"triples.jsonl")) == 2 and (tmp_path/"g"/"card.png").exists() and len(read_triples(tmp_path/"release.jsonl")) == 2
+    for f,word in (("labels","Sorry"), ("labels_I","I")):      # the last target of a row is r's end, or RTO's word after the last token of r̂
+        assert {json.loads(l)["labels"][-1] for l in open(tmp_path/f"{f}.jsonl")} == {refusal_token_id(demo[1], word), response_end(demo[1])[0]}
     for a,says in ((("gates","x"), "action 'gates': use check"), (("convert","t.jsonl"), "say where to write: --out"), (("check","q.csv","--columns","question"), "expected prompt=NAME"), (("mix","h.jsonl=x","--out","o"), "with numbers for weights"),
                    (("gate","q.csv","--out","g2"), "no row is left"), (("export","t.jsonl","--out","x","--spread","1"), "give two numbers"), (("export","t.jsonl","--out","x","--to","preference","--helpful","h.jsonl"), "no rejected response"), (("complete","q.csv","--wordings","--out","o"), "add --field safe"), (("export","t.jsonl","--out","x","--to","y"), "use release"), (("complete","t.jsonl","--field","z","--out","o"), "use harmful")):
         r = said(derta_data, *a); assert r.returncode == 2 and says in r.stderr and "Traceback" not in r.stderr

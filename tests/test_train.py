@@ -69,6 +69,19 @@ def test_a_finished_run_takes_no_step_more(tmp_path, cut):
     for (n,a),b in zip(first.model.state_dict().items(), again.model.state_dict().values()): assert torch.equal(a, b), n
 
 
+def test_a_model_that_is_trained_on_is_looked_at_first(tmp_path):
+    "What going on does to a model shows only beside what it was; a run that goes on from its checkpoint was looked at before."
+    kw = dict(per_device_train_batch_size=4, max_steps=4, logging_steps=1, disable_tqdm=True, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2)
+    steps = lambda t: [x["step"] for x in t.state.log_history if "eval_loss" in x]
+    m = tiny("llama"); fresh = fine_tune(m, Tok(), Trees(), tmp_path/"a", Trees(4), **kw); assert steps(fresh) == [2, 4] and m.trained_before
+    again = fine_tune(m, Tok(), Trees(), tmp_path/"b", Trees(4), **kw); assert steps(again) == [0, 2, 4]
+    looks = lambda t, at: next(x["eval_loss"] for x in t.state.log_history if "eval_loss" in x and x["step"]==at)
+    assert looks(again, 0) == pytest.approx(looks(fresh, 4), rel=1e-6)
+    shutil.rmtree(tmp_path/"b"/"checkpoint-4")
+    assert steps(fine_tune(m, Tok(), Trees(), tmp_path/"b", Trees(4), **kw)) == [0, 2, 4]
+    assert steps(fine_tune(m, Tok(), Trees(), tmp_path/"c", Trees(4), **{**kw, "eval_strategy": "no"})) == []
+
+
 def test_frozen_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="frozen"): fine_tune(tiny("llama").requires_grad_(False), Tok(), Trees(), tmp_path)
 

@@ -1,5 +1,5 @@
 "What a caller gets wrong is said in a sentence, before any work, and never answered with something else. Where a table of another kind says the same thing, it is taken."
-import builtins, copy, dis, importlib, math, os, re, warnings, zipfile
+import builtins, copy, dis, importlib, math, os, re, subprocess, sys, warnings, zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from types import CodeType, SimpleNamespace
@@ -456,3 +456,13 @@ def test_data_of_one_name_are_told_apart(tmp_path):
         (tmp_path/f"run-{k}").mkdir(); (tmp_path/f"run-{k}"/"run.json").write_text(json.dumps(dict(data=dict(triples=data.data_hash(data.read_triples(f))), rows=dict(triples=3), recipe=dict(data=str(f), adapter=at))))
     t, name = triples_of(tmp_path/"run-b"); assert len(t) == 6 and name == "triples.jsonl"
     with pytest.warns(UserWarning, match="m: trained on 1 of 1 question"): assert trained_on(dict(m=tmp_path/"run-b"), ["How do I skip the b lesson, number 1?"]) == dict(m={"trained on": "1 of 1 question asked here"})
+
+
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
+    "`derta_data check … | head -1`: the pipe closes while the command still has lines to say."
+    data.write_jsonl(ROWS, tmp_path/"t.jsonl")
+    go = "import os, sys; os.read(0, 1); from derta_kit.cli_data import derta_data; derta_data(['check', sys.argv[1]])"
+    p = subprocess.Popen([sys.executable, "-c", go, str(tmp_path/"t.jsonl")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdout.close(); p.stdin.write(b"x"); p.stdin.close()
+    said = p.stderr.read().decode(); p.wait()
+    assert p.returncode == 141 and "Broken pipe" not in said and "Traceback" not in said and "error" not in said, said
