@@ -10,7 +10,7 @@ __all__ = ['data_check', 'data_convert', 'data_complete', 'data_gate', 'data_car
 import re, shlex
 from pathlib import Path
 from fastcore.script import store_true
-from .cli import _act, _columns
+from .cli import _act, _columns, keeping
 
 # %% ../nbs/14a_data_cli.ipynb #20d1507e
 def _read(source, on_error="raise", columns="", split="train", gaps=()):
@@ -55,11 +55,16 @@ def _apart(out, *sources):
     for s in sources:
         if Path(out).resolve()==Path(s).resolve(): raise ValueError(f"--out {out}: that is what is read; choose another name, so that nothing of yours is lost")
 
+def _write(rows, out):
+    from derta_kit.data import write_jsonl
+    with keeping(out): write_jsonl(rows, out)
+
 def _folder(out):
     "`OSError` if OUT is no folder that can be written: before the work, not after it."
     from derta_kit.reliable import check_folder
     check_folder(_need(out, "--out, a folder"), 0)
 
+# %% ../nbs/14a_data_cli.ipynb #b5379269
 def _gates_said(g, columns):
     "The table of gates: numbers first, then the first rows that do not pass, then what each gate means."
     def first(name):
@@ -119,10 +124,9 @@ def data_convert(
     split:str="train",         # of a hub data set, or of files named after splits
 ):
     "Read SOURCE and write its triples in our layout."
-    from derta_kit.data import write_jsonl
     from derta_kit.records import _count
     _apart(_need(out), source); ds = _read(source, on_error, columns, split)
-    write_jsonl(ds, out); print(f"{_count(len(ds), 'triple')} written: {out}")
+    _write(ds, out); print(f"{_count(len(ds), 'triple')} written: {out}")
 
 # %% ../nbs/14a_data_cli.ipynb #3aa276bb
 def data_complete(
@@ -144,13 +148,13 @@ def data_complete(
     if field not in ("harmful","safe","response"): raise ValueError(f"--field {field}: use harmful, safe, response")
     if wordings and field!="safe": raise ValueError("--wordings are for safe responses: add --field safe")
     _apart(_need(out), source)
-    from derta_kit import complete as C, data, models
+    from derta_kit import complete as C, models
     from derta_kit.records import _count, _lines_path
     _lines_path(out)       # before the work, not after it
     failed, ds = [], _answered(source, on_error, columns, split) if field=="response" else _read(source, on_error, columns, split, ("safe","harmful"))
     backend = None if wordings else C.Endpoint(url, model, concurrency, tokenizer=_tokenizer(tokenizer) if tokenizer else None) if url else C.Local(*models.load(model))
     done = C.complete(ds, field, backend, f"{out}.answers.sqlite" if backend else None, seed, max_new_tokens, failed=failed)
-    data.write_jsonl(done, out); print(f"{len(done)-len(failed)} of {_count(len(done), 'row')} {'has' if len(done)-len(failed)==1 else 'have'} one now, written: {out}" + ("\nThe same command asks again for those that failed." if failed else ""))
+    _write(done, out); print(f"{len(done)-len(failed)} of {_count(len(done), 'row')} {'has' if len(done)-len(failed)==1 else 'have'} one now, written: {out}" + ("\nThe same command asks again for those that failed." if failed else ""))
     if lost := [(i,why) for i,why in failed if why not in C._AGAIN]: raise ValueError(f"{len(lost)} of {_count(len(ds), 'row')} got no answer, the first is row {lost[0][0]+1}: {lost[0][1]}")
 
 # %% ../nbs/14a_data_cli.ipynb #9ed58b75
@@ -167,14 +171,13 @@ def data_gate(
 ):
     "Drop the triples of SOURCE that do not pass the gates, and say which and why."
     from derta_kit import gates as G
-    from derta_kit.data import write_jsonl
     from derta_kit.records import _count
     _need(out, "--out, a folder"); sets = _against(against); _apart(Path(out)/"triples.jsonl", source); _apart(Path(out)/"dropped.jsonl", source)
     ds = _read(source, on_error, columns, split, ("safe","harmful")); _folder(out)
-    g = G.gate(ds, [d for d in drop.split(",") if d], sets, out, show_harmful, threshold, desc="gates")
+    with keeping(Path(out)/"dropped.jsonl", Path(out)/"gates.json"): g = G.gate(ds, [d for d in drop.split(",") if d], sets, out, show_harmful, threshold, desc="gates")
     print(_gates_said(g, ["flagged","dropped","of all"]) + "\n")
     if not len(g.kept): raise ValueError(f"no row is left; see {out}/dropped.jsonl")
-    write_jsonl(g.kept, Path(out)/"triples.jsonl"); print(f"{_count(len(g.kept), 'triple')} written: {out}/triples.jsonl" + (f"; {len(g.dropped)} dropped: {out}/dropped.jsonl" if g.dropped else ""))
+    _write(g.kept, Path(out)/"triples.jsonl"); print(f"{_count(len(g.kept), 'triple')} written: {out}/triples.jsonl" + (f"; {len(g.dropped)} dropped: {out}/dropped.jsonl" if g.dropped else ""))
 
 # %% ../nbs/14a_data_cli.ipynb #4520d97b
 def data_card(
@@ -189,7 +192,8 @@ def data_card(
     from derta_kit import card, gates
     _need(out, "--out, a folder"); ds = _read(source, "raise", columns, split); _folder(out)
     c = card.data_card(gates.gate(ds, drop=()), _tokenizer(model) if model else None, Path(source).stem, show_harmful=show_harmful)
-    c.save(out); print(f"{c}\n\nwritten: {out}/CARD.md")
+    with keeping(Path(out)/"CARD.md"): c.save(out)
+    print(f"{c}\n\nwritten: {out}/CARD.md")
 
 # %% ../nbs/14a_data_cli.ipynb #1c99d446
 def data_mix(
@@ -201,7 +205,6 @@ def data_mix(
     on_error:str="raise",      # "raise" at the first bad row, or "skip" bad rows and list them
 ):
     "Draw helpful pairs from several files, in proportion to their weights."
-    from derta_kit.data import write_jsonl
     from derta_kit.mix import mixture
     _need(out); named = [p.rpartition("=") if "=" in p else (p, "=", "1") for p in parts.split(",") if p]
     try: weights = [float(w) for _,_,w in named]
@@ -210,7 +213,7 @@ def data_mix(
     read = {Path(f).stem: (_pairs(f, columns, "columns", on_error), w) for (f,_,_),w in zip(named, weights)}
     if len(read) < len(named): raise ValueError(f"{parts}: the files need different names")
     mixed = mixture(read, rows or sum(len(p) for p,_ in read.values()), seed)
-    write_jsonl(mixed, out); print("\n".join(f"{sum(r['kind']==k for r in mixed):6d} of {len(p):6d} rows: {k}" for k,(p,_) in read.items()) + f"\nwritten: {out}")
+    _write(mixed, out); print("\n".join(f"{sum(r['kind']==k for r in mixed):6d} of {len(p):6d} rows: {k}" for k,(p,_) in read.items()) + f"\nwritten: {out}")
 
 # %% ../nbs/14a_data_cli.ipynb #46fb1083
 def data_preview(
@@ -250,7 +253,6 @@ def data_export(
 ):
     "Write the triples of SOURCE in the form that another trainer reads."
     from derta_kit import export as E, objectives as O
-    from derta_kit.data import write_jsonl
     if to not in ("release","preference","completion","labels"): raise ValueError(f"--to {to}: use release, preference, completion or labels")
     if to=="preference" and helpful: raise ValueError("--helpful has no place in preference data: a helpful pair has no rejected response")
     if not re.fullmatch(r"[\d.]+,[\d.]+", spread): raise ValueError(f"--spread {spread}: give two numbers above 0, such as 1,3")
@@ -259,7 +261,7 @@ def data_export(
     tok = _tokenizer(model) if to in ("completion","labels") else None
     rows = dict(release=lambda: E.release_rows(ds, pairs, seed), preference=lambda: E.preference_rows(ds), completion=lambda: E.completion_rows(tok, ds, pairs, o.empty if o.prefix else 1., seed),
                 labels=lambda: E.label_rows(O.TreeDataset(tok, ds, pairs, o, seed)))[to]()
-    write_jsonl(rows, out); print(f"written: {out}")
+    _write(rows, out); print(f"written: {out}")
     if to=="release": print('Mind: in this layout "safe": "true" marks the harmful text; any trainer but the release\'s would learn to write it.')
     if to=="completion" and o.rto: print("Mind: a completion is text, so the refusal at every position (RTO) is not in it; --to labels has all of it.")
 

@@ -7,7 +7,7 @@ __all__ = ['parse', 'run_recipe', 'derta_train']
 
 # %% ../nbs/14b_train_cli.ipynb #8eb4dc35
 import argparse, json, os, re, shlex, sys, warnings
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from .cli import _columns, _parsed, _there, polite
 from fastcore.docments import docments
@@ -53,30 +53,35 @@ def parse(
 
 # %% ../nbs/14b_train_cli.ipynb #a0a1666c
 def _data(r):
-    "(triples, helpful pairs, how many of the triples are trained on)."
-    from derta_kit.data import read_triples
+    "(triples, helpful pairs, triples to train on, triples kept back)."
+    from derta_kit.data import keep_back, read_triples
     from derta_kit.mix import read_pairs
     triples, pairs = read_triples(r.data, columns=r.columns or None), read_pairs(r.helpful, columns=r.helpful_columns or None) if r.helpful and r.objective!="dpo" else []
     back = min(8, len(triples)//10) if r.held_out < 0 else min(r.held_out, len(triples)//2)
-    return triples, pairs, len(triples)-back
+    return triples, pairs, *(keep_back(triples, back).values() if back else (triples, triples.select([])))
 
-def _rows_said(r, triples, pairs, n):
+def _rows_said(r, pairs, train, held):
     "What is trained on, and what is kept back."
     from derta_kit.records import _count
-    use = "unused" if r.objective=="dpo" else f"for validation: {'P(refusal)' if r.objective in ('rto','derta') else 'the loss'} on {'it' if len(triples)-n==1 else 'them'} is logged"
-    return f"{_count(n, 'triple')} and {_count(len(pairs), 'helpful pair')} to train on" + (f"; {_count(len(triples)-n, 'triple')} kept back {use} (held_out)" if n < len(triples) else "")
+    use = "unused" if r.objective=="dpo" else f"for validation: {'P(refusal)' if r.objective in ('rto','derta') else 'the loss'} on {'it' if len(held)==1 else 'them'} is logged"
+    return f"{_count(len(train), 'triple')} and {_count(len(pairs), 'helpful pair')} to train on" + (f"; {_count(len(held), 'triple')} kept back {use} (held_out)" if len(held) else "")
 
 # %% ../nbs/14b_train_cli.ipynb #adeabec2
-def _notes(r, triples, n):
+def _notes(r, train, held):
     "What there is to say of the data before it is trained on."
     from derta_kit.gates import DROP, exchanged, row_gates
     from derta_kit.records import _count
-    flags = [{*row_gates(row)} & {*DROP} for row in triples.select(range(n))]; k = sum(map(bool, flags))
+    flags = [{*row_gates(row)} & {*DROP} for row in train]; k = sum(map(bool, flags))
     if asks := exchanged(flags): yield f"note: {asks}"
-    elif k: yield f"note: {k} of {_count(n, 'triple')} would not pass the gates (r̂ refuses, r does not, or they have few words): derta_data check says which, derta_data gate drops them"
+    elif k: yield f"note: {k} of {_count(len(train), 'triple')} would not pass the gates (r̂ refuses, r does not, or they have few words): derta_data check says which, derta_data gate drops them"
     if not r.helpful and r.objective!="dpo": yield "note: no helpful pairs (--helpful FILE): a model trained on refusals alone refuses harmless questions, too"
+    if r.adapter and len(held):
+        from derta_kit.origins import triples_of
+        before, name = triples_of(r.adapter); seen = {*before["prompt"]} if len(before) else set()
+        if k := sum(p in seen for p in held["prompt"]): yield f"note: {k} of {_count(len(held), 'triple')} kept back {'was' if k==1 else 'were'} trained on before ({name}, by {r.adapter}): what is logged of {'it' if k==1 else 'these'} says little of questions that are new"
 
-def _fit(r, args, triples, pairs, n):
+# %% ../nbs/14b_train_cli.ipynb #4c7667d1
+def _fit(r, args, pairs, train, back):
     "Train with trees, and return the trainer."
     from derta_kit import models, objectives as O, recipes as R, reliable as S, train as T
     early = T.DertaArguments(output_dir=r.out, **{**dict(report_to="none"), **args})
@@ -85,13 +90,13 @@ def _fit(r, args, triples, pairs, n):
     o = R.targets(r)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*columns exchanged")       # `_notes` has said it
-        train = O.TreeDataset(tok, triples.select(range(n)), pairs, o, r.seed)
+        trees = O.TreeDataset(tok, train, pairs, o, r.seed)
         warnings.simplefilter("ignore")       # what there is to say of safe responses has been said of those to train on
-        held = O.TreeDataset(tok, triples.select(range(n, len(triples))), objective=o, seed=r.seed) if n < len(triples) else None
-    return T.fine_tune(m, tok, train, r.out, held, callbacks=[S.LeaveOnSigterm()], watch=[S.FiniteGradients], **{**dict(eval_strategy="steps" if held else "no", eval_steps=50), **args})
+        held = O.TreeDataset(tok, back, objective=o, seed=r.seed) if len(back) else None
+    return T.fine_tune(m, tok, trees, r.out, held, callbacks=[S.LeaveOnSigterm()], watch=[S.FiniteGradients], **{**dict(eval_strategy="steps" if held else "no", eval_steps=50), **args})
 
 # %% ../nbs/14b_train_cli.ipynb #8d18468b
-def _prefer(r, args, triples, n):
+def _prefer(r, args, train):
     "Train with preferences (DPO), and return the trainer."
     from derta_kit import models, recipes as R, reliable as S
     from derta_kit.dpo import _dpo_trainer, train_dpo
@@ -100,7 +105,7 @@ def _prefer(r, args, triples, n):
         if why := R._known(k, {f.name for f in fields(_dpo_trainer()[0])}): raise ValueError(f"dpo.{k}: {why}")
     if (e := choose_engine(r.engine, int(os.environ.get("WORLD_SIZE", 1)))) not in ("single","ddp"): raise EngineError(f"objective dpo runs on one device or with engine ddp, not with {e}")
     m, tok = models.load(r.model, **R.loading(r))
-    return train_dpo(m, tok, triples.select(range(n)), r.out, r.max_length, callbacks=[S.LeaveOnSigterm()], **{**{k: v for k,v in args.items() if k not in ("budget","engine")}, **r.dpo})
+    return train_dpo(m, tok, train, r.out, r.max_length, callbacks=[S.LeaveOnSigterm()], **{**{k: v for k,v in args.items() if k not in ("budget","engine")}, **r.dpo})
 
 # %% ../nbs/14b_train_cli.ipynb #04ecdaf4
 _PLACES = ("data", "columns", "helpful", "helpful_columns", "out", "engine", "save_steps")
@@ -135,17 +140,17 @@ def run_recipe(
     from derta_kit import recipes as R, reliable as S
     from derta_kit.data import data_hash
     from transformers import set_seed
-    triples, pairs, n = _data(recipe)
+    triples, pairs, train, held = _data(recipe)
     hashes = {k: data_hash(v) for k,v in dict(triples=triples, helpful=pairs).items()}
     S.check_folder(recipe.out, 0); set_seed(recipe.seed)
     if os.environ.get("RANK", "0")=="0":
         _own(recipe, hashes)
-        print(_rows_said(recipe, triples, pairs, n), flush=True)
-        for note in _notes(recipe, triples, n): print(note, file=sys.stderr)
+        print(_rows_said(recipe, pairs, train, held), flush=True)
+        for note in _notes(recipe, train, held): print(note, file=sys.stderr)
     world = int(os.environ.get("WORLD_SIZE", 1)); args = R.arguments(recipe, world, not torch.accelerator.is_available())
     with S.saved_from_full_disk(recipe.out), S.explained_memory(recipe, world):
-        tr = _prefer(recipe, args, triples, n) if recipe.objective=="dpo" else _fit(recipe, args, triples, pairs, n)
-    if tr.is_world_process_zero(): _keep(recipe, tr, hashes, dict(triples=n, helpful=len(pairs), held_out=len(triples)-n), world)
+        tr = _prefer(recipe, args, train) if recipe.objective=="dpo" else _fit(recipe, args, pairs, train, held)
+    if tr.is_world_process_zero(): _keep(recipe, tr, hashes, dict(triples=len(train), helpful=len(pairs), held_out=len(held)), world)
     return tr
 
 # %% ../nbs/14b_train_cli.ipynb #4ea42646
@@ -161,7 +166,7 @@ def _trainable(r, triples, pairs):
     "Raise what training would: for a gap, and where the tokenizer is here for a word that is not one token, or a prompt that leaves no room."
     from derta_kit.layouts import _filled
     from derta_kit import models, objectives as O, recipes as R
-    if r.adapter: models.adapter_folder(r.adapter)
+    if r.adapter: models.adapter_lora(r.adapter, r.lora)
     if r.objective=="dpo" or not (tok := _tokenizer_here(r.model)):
         for _ in _filled(triples, ("prompt","safe","harmful")): pass
         return
@@ -172,13 +177,15 @@ def _trainable(r, triples, pairs):
 # %% ../nbs/14b_train_cli.ipynb #e3fa15db
 def _plan(r, device, devices, memory, offload):
     "The plan of a recipe, with the lengths and the number of its rows where its data can be read, and what is said of these."
+    from derta_kit.models import adapter_lora
     from derta_kit.plan import plan
     rows, mean, said = 0, 0, ""
+    if r.adapter and (Path(r.adapter)/"adapter_config.json").exists(): r = replace(r, lora=adapter_lora(r.adapter, r.lora))       # it goes on as large as it is
     try:
-        triples, pairs, n = _data(r); _trainable(r, triples, pairs)
-        for note in _notes(r, triples, n): print(note, file=sys.stderr)
+        triples, pairs, train, held = _data(r); _trainable(r, triples, pairs)
+        for note in _notes(r, train, held): print(note, file=sys.stderr)
         words = lambda rows, *cs: sum(len(x.split()) for c in cs for x in rows[c])
-        said = "\n"+_rows_said(r, triples, pairs, n); rows = n+len(pairs); mean = min(r.max_length, int(1.35*(words(triples, "prompt","harmful") + r.cuts*words(triples, "safe") + (words(pairs, "prompt","response") if len(pairs) else 0))/max(len(triples)+len(pairs), 1)) + 20)
+        said = "\n"+_rows_said(r, pairs, train, held); rows = len(train)+len(pairs); mean = min(r.max_length, int(1.35*(words(triples, "prompt","harmful") + r.cuts*words(triples, "safe") + (words(pairs, "prompt","response") if len(pairs) else 0))/max(len(triples)+len(pairs), 1)) + 20)
     except OSError as e: print(f"note: the data cannot be read here ({e}), so hours are for a thousand steps of half-long rows\n", file=sys.stderr)
     return f"{plan(r, devices or int(os.environ.get('WORLD_SIZE', 1)), device, memory, rows, mean, offload)}{said}"
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HUB_ID', 'GGUF', 'atomically', 'cache_dir', 'demo_path', 'model_path', 'unwrap', 'context_length', 'fast_dtype',
-           'lora_config', 'adapter_folder', 'load', 'text_ids', 'prompt_ids', 'response_end', 'generate']
+           'lora_config', 'adapter_folder', 'adapter_lora', 'load', 'text_ids', 'prompt_ids', 'response_end',
+           'generate']
 
 # %% ../nbs/01_models.ipynb #a18f08f9
-import hashlib, logging, os, random, re, subprocess, sys, tempfile, zipfile, warnings
+import hashlib, json, logging, os, random, re, subprocess, sys, tempfile, zipfile, warnings
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import lru_cache
@@ -153,6 +154,18 @@ def adapter_folder(
     if not (Path(path)/"adapter_config.json").exists(): raise ValueError(f"{path} holds no adapter (adapter_config.json)")
     return path
 
+# %% ../nbs/01_models.ipynb #d23c78ff
+def adapter_lora(
+    adapter,      # folder of a saved adapter
+    lora=None,    # arguments of `lora_config` that are asked for
+)->dict:          # those that tell its size: r, target_modules, …
+    "How large a saved adapter is; `ValueError` where `lora` asks for another: it goes on as it is."
+    has = json.loads((Path(adapter_folder(adapter))/"adapter_config.json").read_text(encoding="utf-8"))
+    plain = lambda x: sorted(x) if isinstance(x, (list, tuple, set)) else x
+    for k in (k for k,v in (lora or {}).items() if plain(v)!=plain(has.get(k)) and not (k=="target_modules" and isinstance(v, str))):      # a pattern has become a list
+        raise ValueError(f"lora: {k} is {lora[k]!r} here, and {has.get(k)!r} in the adapter that goes on ({adapter}), which stays as it is; leave lora.{k} out, or train a new adapter")
+    return {k: has[k] for k in ("r","target_modules","layers_to_transform","rank_pattern") if has.get(k)}
+
 # %% ../nbs/01_models.ipynb #57b4b6ee
 def _together(mode, device, adapter, merge, given):
     "`ValueError` for settings of `load` that do not go together."
@@ -171,7 +184,7 @@ def load(
     merge:bool=False,       # frozen: fold the adapter into the weights (in float32, before they become `dtype`): faster to generate with
     placed:bool=True,       # onto the device; False where an engine will shard the weights (fsdp2, zero3)
     storage=torch.uint8,    # qlora: the type that holds the 4 bits; a float, such as bfloat16, where they are sharded
-    lora:dict|None=None,    # arguments for `lora_config`, such as r, lora_alpha, layers_to_transform
+    lora:dict|None=None,    # arguments for `lora_config`, such as r, lora_alpha, layers_to_transform; an adapter keeps its own
     **kwargs                # anything else `from_pretrained` takes
 ):                          # (model, tokenizer)
     "A causal LM and its tokenizer, ready to probe or to train; `OSError` for a name that is no model, `ValueError` for settings that do not go together."
@@ -184,7 +197,7 @@ def load(
     path = model_path(name)
     if mode=="qlora": kwargs["quantization_config"] = _bnb(dtype, storage)
     if "gguf_file" not in kwargs: kwargs.setdefault("use_safetensors", True)      # never a pickle, unless asked for
-    if adapter is not None: adapter_folder(adapter)
+    if adapter is not None: adapter_lora(adapter, lora)
     tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     try: model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if merge else dtype, device_map={"":device} if placed else None, trust_remote_code=False, **kwargs)
     except TypeError as e: raise (ValueError(f"{m[1]}: no such argument here, nor of models.load or from_pretrained") if (m := re.search(r"unexpected keyword argument '(\w+)'", str(e))) and m[1] in kwargs else e) from None
@@ -205,8 +218,7 @@ def _one_layout(model):
 
 def _prepare(model, mode, adapter, lora):
     "Freeze, or wrap in LoRA, or leave open, as `mode` says."
-    model = _one_layout(model)
-    trains = mode in ("lora","qlora")
+    model, trains = _one_layout(model), mode in ("lora","qlora")
     if adapter is not None: model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trains)
     elif trains: model = get_peft_model(model, lora_config(model, **(lora or {})))
     if mode=="frozen": model.requires_grad_(False)

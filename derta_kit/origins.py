@@ -9,7 +9,7 @@ __all__ = ['trained', 'triples_of', 'trained_on']
 import json, warnings
 from pathlib import Path
 from datasets import concatenate_datasets
-from .data import data_hash, demo_data, read_triples
+from .data import data_hash, demo_data, keep_back, read_triples
 from .gates import Contamination
 from .mix import read_pairs
 from .records import _count
@@ -51,7 +51,7 @@ def _of_record(folder, more):
     others = [lambda: (there, name), lambda: (demo_data()["triples"], "the demo's triples"), *(lambda t=t: (t, "data with the same hash") for t in more)]
     for get in others:
         t, n = get()
-        if t is not None and data_hash(t)==h: return t.select(range(run.get("rows", {}).get("triples", len(t)))), n       # those kept back come last
+        if t is not None and data_hash(t)==h: return keep_back(t, back)["train"] if (back := len(t)-run.get("rows", {}).get("triples", len(t))) else t, n
     return None, ""
 
 def triples_of(

@@ -44,7 +44,7 @@ class Recipe:
     max_length:int=512         # tokens on a path
     budget:int=512             # tokens a packed row; 0: a row a tree
     checkpointing:bool=False   # recompute activations in the backward pass; mode qlora: true, unless told otherwise
-    held_out:int=-1            # triples kept back, to log P(refusal) on, at most half of them; 0: none; -1: 8, of fewer than 80 a tenth
+    held_out:int=-1            # triples kept back, drawn by lot, to log P(refusal) on, at most half of them; 0: none; -1: 8, of fewer than 80 a tenth
     save_steps:int=50          # steps between checkpoints
     seed:int=0                 # of drawing and training
     columns:dict=field(default_factory=dict)   # what the data calls them: prompt, safe, harmful, category, source

@@ -90,7 +90,7 @@ _PAGE = Environment(autoescape=True).from_string("""<!doctype html><html lang="e
 {% if note %}<p><b>{{ note }}</b></p>{% endif %}<p>{{ about }}</p><ul>{% for k,what in models.items() %}<li><b>{{ k }}</b>: {{ what }}</li>{% endfor %}</ul>
 {% for f in figures %}<p><img alt="{{ f[0] }}"{% if "training" in f[0] %} style="max-height:15rem"{% endif %} src="data:image/png;base64,{{ f[1] }}"></p>{% endfor %}
 {% if trained %}<p class="note">{{ trained }}</p>{% endif %}
-<h2>Table</h2><p class="note">Rates in per cent with 95% Wilson intervals; greedy decoding. {{ words }}</p>
+<h2>Table</h2><p class="note">Rates in per cent with 95% Wilson intervals; greedy decoding. Above, a line is the mean over responses, its band a 95% interval of the mean. {{ words }}</p>
 <div class="wide"><table><tr><th></th>{% for c in table.columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for q,row in table.iterrows() %}<tr><td>{{ q }}</td>{% for x in row %}<td>{{ x }}</td>{% endfor %}</tr>{% endfor %}</table></div>
 {% if goals %}<h2>Goals</h2><div class="wide"><table>{% for g,(met,x) in goals.items() %}<tr><td>{{ g }}</td><td class="{{ 'ok' if met else 'miss' }}">{{ '✓ met' if met else '✗ not met' }}: {{ said(g, x) }}</td></tr>{% endfor %}</table></div>{% endif %}

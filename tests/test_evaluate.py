@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, SHARED, Replies, said, tiny
 from derta_kit.attacks import Avoid, Case, attack
 from derta_kit.complete import Endpoint
-from derta_kit.data import data_hash, demo_data, write_jsonl
+from derta_kit.data import data_hash, demo_data, keep_back, write_jsonl
 from derta_kit.evaluate import Evaluation, Kept, evaluate
 from derta_kit.models import generate, load, prompt_ids
 from derta_kit.speak import Decoding, Recheck, guarded, identity, p_refusal, say
@@ -124,8 +124,9 @@ def test_questions_that_were_trained_on_are_counted(tmp_path):
     from derta_kit.evaluate import _known
     rows = demo_data()["triples"].select(range(20)); f = tmp_path/"mine.jsonl"; write_jsonl(rows, f)
     (tmp_path/"run").mkdir(); (tmp_path/"run"/"run.json").write_text(json.dumps(dict(recipe=dict(data=str(f), columns={}), data=dict(triples=data_hash(rows)), rows=dict(triples=16))))
-    cases = attack("none", [rows[3]["prompt"], rows[4]["prompt"].lower().rstrip("?")+", please?", rows[19]["prompt"], "What is the tallest bird?"]) + [Case("harmless", "", rows[5]["prompt"], rows[5]["prompt"])]
-    models, note = dict(a=str(tmp_path/"run"), b=Recheck(str(tmp_path/"run")), base=None), {"trained on": "2 of 4 questions asked here"}        # row 19 was kept back, and what is harmless is not counted
+    seen, back = (keep_back(rows, 4)[k]["prompt"] for k in ("train","test"))
+    cases = attack("none", [seen[0], seen[1].lower().rstrip("?")+", please?", back[0], "What is the tallest bird?"]) + [Case("harmless", "", rows[5]["prompt"], rows[5]["prompt"])]
+    models, note = dict(a=str(tmp_path/"run"), b=Recheck(str(tmp_path/"run")), base=None), {"trained on": "2 of 4 questions asked here"}        # one was kept back, and what is harmless is not counted
     with pytest.warns(UserWarning, match=r"^a, b: trained on 2 of 4 questions asked here, 1 of them word for word \(mine.jsonl\)"): assert _known(models, cases) == dict(a=note, b=note)
     from derta_kit.mix import read_pairs
     h = tmp_path/"pairs.csv"; pd.DataFrame(dict(q=[rows[5]["prompt"], "Why is the sky blue?"], a=["So.", "So."])).to_csv(h, index=False); run = json.loads((tmp_path/"run"/"run.json").read_text())

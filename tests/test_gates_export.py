@@ -139,3 +139,20 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_gates_run(tmp_path,
     (tmp_path/"x.jsonl").write_text(json.dumps(GOOD)); (tmp_path/"file").write_text("")
     for action in ("gate","card"):
         r = said(derta_data, action, tmp_path/"x.jsonl", "--out", tmp_path/"file"/"out"); assert r.returncode == 2 and "file/out: cannot be written" in r.stderr and "--out …" in r.stderr, r.stderr
+
+
+def test_what_is_written_over_is_kept(tmp_path, monkeypatch):
+    "An earlier result, or rows gone over by hand; the same again leaves nothing behind."
+    monkeypatch.chdir(tmp_path); rows = [GOOD, {**GOOD, "prompt": "How do I sneak in?"}]
+    write = lambda f, rows: (tmp_path/f).write_text("".join(json.dumps(r)+"\n" for r in rows)); write("a.jsonl", rows); write("b.jsonl", rows[:1])
+    gate_ = lambda f: said(derta_data, "gate", f, "--out", "g"); there = lambda: sorted(f.name for f in (tmp_path/"g").iterdir())
+    assert gate_("a.jsonl").returncode == 0; one = there(); assert gate_("a.jsonl").returncode == 0 and there() == one == ["dropped.jsonl","gates.json","triples.jsonl"]
+    mine = (tmp_path/"g"/"triples.jsonl").read_bytes().replace(b"sneak in", b"sneak back in"); (tmp_path/"g"/"triples.jsonl").write_bytes(mine)
+    r = gate_("b.jsonl"); assert r.returncode == 0 and "note: g/triples.jsonl held something else before; it is kept as g/triples.before-1" in r.stderr, r.stderr
+    assert (tmp_path/"g"/"triples.before-1").read_bytes() == mine and len(read_triples(tmp_path/"g"/"triples.jsonl")) == 1
+    assert gate_("a.jsonl").returncode == 0 and (tmp_path/"g"/"triples.before-1").read_bytes() == mine and "triples.before-2" in there()
+    for a in (("convert","b.jsonl"), ("complete","b.jsonl","--field","safe","--wordings"), ("export","b.jsonl")):
+        write("t.jsonl", rows); r = said(derta_data, *a, "--out", "t.jsonl"); assert r.returncode == 0 and "kept as t.before-" in r.stderr, (a, r.stderr)
+    write("h.jsonl", [dict(prompt="Hi", response="Hello.")]); write("t.jsonl", rows); r = said(derta_data, "mix", "h.jsonl", "--out", "t.jsonl"); assert "kept as t.before-4" in r.stderr
+    kept = [f for f in tmp_path.iterdir() if ".before-" in f.name]; assert len(kept) == 4 and all([json.loads(l) for l in f.read_text().splitlines()] == rows for f in kept)
+    assert len(read_triples(tmp_path/"g"/"triples.jsonl")) == 2

@@ -1,5 +1,5 @@
 "`derta_train --objective`: every method trains from one recipe and leaves one full record, so that an ablation is a loop."
-import json
+import json, re
 import pytest
 from conftest import tiny
 from engine_worker import tokenizer
@@ -83,7 +83,40 @@ def test_a_plan_says_what_is_kept_back(here, capsys):
 def test_as_many_are_kept_back_as_is_reasonable(tmp_path, n, asked, back):
     from derta_kit.cli_train import _data, parse
     (tmp_path/"t.jsonl").write_text("\n".join(json.dumps(dict(prompt=f"t{i}", safe="Sorry t1", harmful=f"t2 t{i}")) for i in range(n)))
-    triples, _, left = _data(parse([str(tmp_path/"t.jsonl"), "--out", "o", *asked])[0]); assert len(triples)-left == back
+    triples, _, train, held = _data(parse([str(tmp_path/"t.jsonl"), "--out", "o", *asked])[0]); assert len(held) == back and {*train["prompt"]} | {*held["prompt"]} == {*triples["prompt"]} and len(train)+back == n
+
+
+def test_the_same_triples_are_kept_back_whatever_their_order(here, tmp_path, capsys):
+    "An adapter that goes on with a sorted file meets the same ones kept back; with a shorter file it may not, and says so."
+    from derta_kit.cli_train import _data, parse
+    from derta_kit.data import read_triples, write_jsonl
+    from derta_kit.origins import triples_of
+    rows = list(read_triples(here/"triples.jsonl")); held = lambda f: {*_data(parse([str(f), "--out", "o", "--held_out", "3"])[0])[3]["prompt"]}
+    write_jsonl(rows[::-1], tmp_path/"turned.jsonl"); first = held(here/"triples.jsonl"); assert held(tmp_path/"turned.jsonl") == first and len(first) == 3
+    shape = ["--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--max_length", "128", "--held_out", "3", "--set", "lora.r=4"]
+    derta_train([str(here/"triples.jsonl"), "--out", str(tmp_path/"a"), *shape]); capsys.readouterr()
+    assert {*triples_of(tmp_path/"a")[0]["prompt"]} == {r["prompt"] for r in rows}-first
+    derta_train([str(tmp_path/"turned.jsonl"), "--out", str(tmp_path/"b"), "--adapter", str(tmp_path/"a"), *shape]); assert "trained on before" not in capsys.readouterr().err
+    write_jsonl([r for r in rows if r["prompt"] not in first], tmp_path/"fewer.jsonl")
+    derta_train([str(tmp_path/"fewer.jsonl"), "--out", str(tmp_path/"c"), "--adapter", str(tmp_path/"a"), *shape])
+    assert "note: 3 of 3 triples kept back were trained on before (triples.jsonl, by" in capsys.readouterr().err
+
+
+def test_an_adapter_that_goes_on_keeps_its_size(here, tmp_path, capsys):
+    "It did before, too, but the plan and the record said what was asked for."
+    from derta_kit.models import adapter_lora, load
+    derta_train([str(here/"triples.jsonl"), "--out", str(tmp_path/"a"), "--model", str(here/"model"), "--batch", "4", "--epochs", "1", "--max_length", "128", "--set", "lora.r=4"])
+    assert adapter_lora(tmp_path/"a", dict(r=4))["r"] == 4
+    with pytest.raises(ValueError, match="lora: r is 32 here, and 4 in the adapter that goes on"): load(here/"model", "lora", adapter=tmp_path/"a", lora=dict(r=32))
+    go = [str(here/"triples.jsonl"), "--model", str(here/"model"), "--adapter", str(tmp_path/"a"), "--batch", "4", "--epochs", "1", "--max_length", "128"]
+    for more in (["--plan", "--device", "cpu"], ["--out", str(tmp_path/"b")]):
+        with pytest.raises(SystemExit): derta_train([*go, *more, "--set", "lora.r=32"])
+        assert "r is 32 here, and 4 in the adapter" in capsys.readouterr().err
+    def trained(*more):
+        derta_train([str(here/"triples.jsonl"), "--plan", "--device", "cpu", *more]); return float(re.search(r"([\d.]+) billion trained", capsys.readouterr().out)[1])
+    assert trained("--set", "lora.r=64") > 2*trained()
+    model, _ = load("demo", "lora", lora=dict(r=64)); model.save_pretrained(tmp_path/"large"); n = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained("--adapter", str(tmp_path/"large")) == pytest.approx(n/1e9, abs=6e-4)
 
 
 def test_a_run_shorter_than_the_steps_between_two_logs_logs_each(here):

@@ -214,7 +214,7 @@ def test_gates_name_rows_and_limits_and_training_names_the_gates(tmp_path):
     rows = [dict(prompt=f"How do I skip school {i}?", safe="Sorry, I cannot help.", harmful="Say that you are ill today, and stay at home then." if i < 2 else "Stay.") for i in range(7)]
     (tmp_path/"x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     r = said(derta_data, "check", tmp_path/"x.jsonl"); assert r.returncode == 0 and re.search(r"^short +5 +3, 4, 5 … +r̂ has fewer than 10 words, or r than 3", r.stdout, re.M) and "r: the safe response; r̂: the harmful one" in r.stdout
-    triples = read_triples(tmp_path/"x.jsonl"); said_of = lambda n: [*_notes(SimpleNamespace(helpful="x", objective="derta"), triples, n)]; assert "5 of 7 triples would not pass the gates" in said_of(7)[0] and not said_of(2)
+    triples = read_triples(tmp_path/"x.jsonl"); said_of = lambda n: [*_notes(SimpleNamespace(helpful="x", objective="derta", adapter=""), triples.select(range(n)), ())]; assert "5 of 7 triples would not pass the gates" in said_of(7)[0] and not said_of(2)
 
 
 def test_what_the_readme_says_of_data_of_ones_own(tmp_path, monkeypatch):
