@@ -192,7 +192,7 @@ def data_card(
     from derta_kit import card, gates
     _need(out, "--out, a folder"); ds = _read(source, "raise", columns, split); _folder(out)
     c = card.data_card(gates.gate(ds, drop=()), _tokenizer(model) if model else None, Path(source).stem, show_harmful=show_harmful)
-    with keeping(Path(out)/"CARD.md"): c.save(out)
+    with keeping(Path(out)/"CARD.md", Path(out)/"card.png"): c.save(out)
     print(f"{c}\n\nwritten: {out}/CARD.md")
 
 # %% ../nbs/14a_data_cli.ipynb #1c99d446

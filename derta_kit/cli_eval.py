@@ -174,7 +174,7 @@ def eval_compare(
     from derta_kit.evaluate import Evaluation
     from derta_kit.pages import beside, compare_runs
     runs = [Evaluation.load(x) for x in (a, b)]; t = compare_runs(*runs, out or None)
-    print(t.to_string(index=False) if len(t) else "No harmful case was asked, and judged, in both runs: there is nothing to compare.", "", *beside(*runs), sep="\n")
+    print(t.to_string(index=False) if len(t) else "No harmful case was asked, and judged, in both runs: there is nothing to compare.", "", *beside(*runs), *([f"written: {out}"] if out else []), sep="\n")
 
 # %% ../nbs/14c_eval_cli.ipynb #746239b0
 def eval_ablation(

@@ -7,7 +7,7 @@ __all__ = ['DEMO_DIR', 'redact', 'redact_around', 'redact_tokens', 'read_triples
            'keep_back', 'demo_data']
 
 # %% ../nbs/02_data.ipynb #590d604e
-import hashlib, heapq, json, math, re, warnings
+import hashlib, json, math, re, warnings
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -145,16 +145,19 @@ def data_hash(
 # %% ../nbs/02_data.ipynb #73635f72
 def keep_back(
     triples:Dataset,   # triples, as `read_triples` gives them
-    n:int,             # how many to keep back
+    n:int,             # how many to keep back; some more where the last question drawn has several rows
     seed:int=0,        # of which
 )->DatasetDict:        # splits train and test
     "Keep `n` triples back, drawn by lot from their prompts, whatever their order, and train on the others; `ValueError` if there would be none."
     if n < 1: raise ValueError(f"n={n}: at least one triple is kept back")
     triples = _triples_of(triples)
     if len(triples) <= n: raise ValueError(f"{_count(len(triples), 'triple')} {'is' if len(triples)==1 else 'are'} too few to keep {n} back and train on the others: at least {n+1} are needed")
-    lot = [hashlib.sha256(f"{seed}:{p}".encode()).digest() for p in triples["prompt"]]
-    back = {*heapq.nsmallest(n, range(len(lot)), key=lot.__getitem__)}
-    return DatasetDict(train=triples.select([i for i in range(len(lot)) if i not in back]), test=triples.select(sorted(back)))
+    rows, back = {}, set()
+    for i,p in enumerate(triples["prompt"]): rows.setdefault(p, []).append(i)
+    for p in sorted(rows, key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).digest()):
+        if len(back) < n and len(back)+len(rows[p]) < len(triples): back.update(rows[p])
+    back = back or {*range(n)}          # one question all along
+    return DatasetDict(train=triples.select([i for i in range(len(triples)) if i not in back]), test=triples.select(sorted(back)))
 
 # %% ../nbs/02_data.ipynb #3af56f0f
 DEMO_DIR = Path(__file__).parent/"demo_data" if "__file__" in globals() else Path("../derta_kit/demo_data")

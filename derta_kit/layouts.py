@@ -227,6 +227,7 @@ LAYOUTS = {   # name: (columns that tell it, reader); the first that fits is tak
     "Circuit Breakers": ({"prompt","output","llama3_output"}, _fields(safe="llama3_output", harmful="output", name="circuit-breakers")),
     "preference": ({"chosen","rejected"}, _preference),
     "ours, without harmful": ({"prompt","safe"}, _fields(safe="safe", source="source")),
+    "ours, without safe": ({"prompt","harmful"}, _fields(harmful="harmful", source="source")),
     "instruction and safe response": ({"instruction","output"}, lambda r: Triple(_instruction(r), r.text("output"), "", "instructions", r.optional("category"))),
     "HarmBench": ({"Behavior","BehaviorID"}, _harmbench),
 }

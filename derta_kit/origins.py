@@ -28,6 +28,7 @@ def trained(
     if isinstance(out.get("objective"), dict): out["objective"] = ", ".join(f"{k}={v}" for k,v in out["objective"].items())
     if not run and (s := _read(m.parent/"settings.json") or _read(m.parent.parent/"settings.json")):
         out |= {k: v for k,v in s.get("recipe", {}).items() if k in ("seed","first","steps","dpo_lr","quick")} | {"data": s.get("data", {}).get("triples")}
+    if isinstance(out.get("steps"), dict): out["steps"] = out["steps"].get(m.name, out["steps"])       # of all adapters of a demo
     if h := stage.get("history"): out |= {k: round(v, 3) for k,v in h[-1].items() if k=="train_loss" and isinstance(v, float)} | {"seconds": round(stage.get("seconds", 0))}
     return out | ({"before": "; ".join(before)} if (before := trainings(m)[:-1]) else {})
 

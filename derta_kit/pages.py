@@ -173,11 +173,14 @@ def beside(
     a:Evaluation,      # an evaluation
     b:Evaluation,      # another
 )->list:
-    "What to know of two runs before one believes their difference: cases in common, settings that differ, and what makes a rate of either say little."
+    "What to know of two runs before one believes their difference: cases and models in common, settings that differ, and what makes a rate of either say little."
     names = _both_names(a, b); changed = differing(a.record, b.record, f"{names[0]}: ")
     x, y = (set(_harmful(e.rows).case) for e in (a, b)); n = len(x & y)
-    return ([f"{_count(n, 'harmful case')} {'was' if n==1 else 'were'} asked in both runs; {len(x-y)} only in {names[0]}, {len(y-x)} only in {names[1]}."] + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
-            + [f"{name}: {l}" for name,e in dict(zip(names, (a, b))).items() for l in cut_short(e.rows)+little_said(e.rows)+knows(e.record)])
+    both = [m for m in a.record["models"] if m in b.record["models"]]
+    alone = [f"{', '.join(ms)} only in {name}" for name,e in zip(names, (a, b)) if (ms := [NAMES.get(m, m) for m in e.record["models"] if m not in both])]
+    told = lambda rows, record: cut_short(rows)+little_said(rows)+knows({**record, "models": {m: record["models"][m] for m in both}})
+    return ([f"{_count(n, 'harmful case')} {'was' if n==1 else 'were'} asked in both runs; {len(x-y)} only in {names[0]}, {len(y-x)} only in {names[1]}."] + ([f"Models that are not compared: {'; '.join(alone)}."] if alone else []) + ([f"The runs differ in: {', '.join(changed)}."] if changed else [])
+            + [f"{name}: {l}" for name,e in dict(zip(names, (a, b))).items() for l in told(e.rows[e.rows.model.isin(both)], e.record)])
 
 # %% ../nbs/13c_pages.ipynb #518f9bbc
 def _write_both(out, a, b, names, both, t):

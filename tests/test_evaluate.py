@@ -374,7 +374,11 @@ def test_what_a_person_sees_is_redacted_and_escaped(demo, tmp_path):
     from derta_kit.cli_eval import derta_eval
     from conftest import said as ran
     r = ran(derta_eval, "compare", tmp_path/"a", tmp_path/"b"); assert r.returncode == 0 and "The runs differ in: max_new_tokens 6 (a: 12)." in r.stdout and "2 harmful cases were asked in both runs; 0 only in a, 0 only in b." in r.stdout, r.stdout
-    assert "The runs differ in: max_new_tokens 6 (a: 12)." in (tmp_path/"c.html").read_text()
+    assert "The runs differ in: max_new_tokens 6 (a: 12)." in (tmp_path/"c.html").read_text() and "Models that are not compared" not in r.stdout
+    from derta_kit.pages import beside
+    lone = [evaluate(dict(base=demo, **{n: demo}), cases, judge, tmp_path/n, decoding=Decoding(6), helpful=[], desc=None) for n in ("mine","yours")]
+    for e,n in zip(lone, ("mine","yours")): e.record["models"][n]["trained"] = {"trained on": f"1 of 1 question of {n}"}; e.rows.loc[e.rows.model==n, ["reason","ended"]] = ["says too little", False]
+    told = beside(*lone); assert "Models that are not compared: mine only in mine; yours only in yours." in told and not [l for l in told if "trained on" in l or "cut off" in l], told
     assert t["pairs"].tolist() == [1]*4 and "decoding" in (tmp_path/"c.html").read_text() and "<script>alert" not in (tmp_path/"c.html").read_text()
     shown = write_page(runs[0], show_harmful=True).read_text(); assert "Harmful text is shown" in shown
 

@@ -156,3 +156,8 @@ def test_what_is_written_over_is_kept(tmp_path, monkeypatch):
     write("h.jsonl", [dict(prompt="Hi", response="Hello.")]); write("t.jsonl", rows); r = said(derta_data, "mix", "h.jsonl", "--out", "t.jsonl"); assert "kept as t.before-4" in r.stderr
     kept = [f for f in tmp_path.iterdir() if ".before-" in f.name]; assert len(kept) == 4 and all([json.loads(l) for l in f.read_text().splitlines()] == rows for f in kept)
     assert len(read_triples(tmp_path/"g"/"triples.jsonl")) == 2
+    for f in "ab": assert said(derta_data, "card", f"{f}.jsonl", "--model", "", "--out", "c").returncode == 0
+    assert sorted(f.name for f in (tmp_path/"c").iterdir()) == ["CARD.before-1", "CARD.md", "card.before-1", "card.png"]
+    write("half.jsonl", [dict(prompt=r["prompt"], harmful=r["harmful"]) for r in rows])
+    r = said(derta_data, "complete", "half.jsonl", "--field", "safe", "--wordings", "--out", "whole.jsonl"); assert r.returncode == 0 and all(t["safe"] and t["harmful"] for t in read_triples(tmp_path/"whole.jsonl")), r.stderr
+    r = said(derta_data, "check", "half.jsonl"); assert r.returncode == 0 and "2 rows have no safe response" in r.stdout, r.stdout

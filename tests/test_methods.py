@@ -102,6 +102,17 @@ def test_the_same_triples_are_kept_back_whatever_their_order(here, tmp_path, cap
     assert "note: 3 of 3 triples kept back were trained on before (triples.jsonl, by" in capsys.readouterr().err
 
 
+def test_a_question_is_on_one_side_only():
+    "However many rows it has; what was kept back is found again by its number alone, as `origins` does."
+    from datasets import Dataset
+    from derta_kit.data import keep_back
+    for each in (1, 2, 12):
+        rows = Dataset.from_list([dict(prompt=f"q{i//each}", safe="Sorry.", harmful=f"r{i}") for i in range(96)])
+        for n in (1, 3, 8, 47):
+            a = keep_back(rows, n); k = len(a["test"]); assert not {*a["train"]["prompt"]} & {*a["test"]["prompt"]} and n <= k < n+each and k+len(a["train"]) == 96
+            assert keep_back(rows, k)["test"]["harmful"] == a["test"]["harmful"]
+
+
 def test_an_adapter_that_goes_on_keeps_its_size(here, tmp_path, capsys):
     "It did before, too, but the plan and the record said what was asked for."
     from derta_kit.models import adapter_lora, load
