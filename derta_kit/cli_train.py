@@ -139,8 +139,10 @@ def run_recipe(
     import torch
     from derta_kit import recipes as R, reliable as S
     from derta_kit.data import data_hash
+    from derta_kit.layouts import _filled
     from transformers import set_seed
     triples, pairs, train, held = _data(recipe)
+    for _ in _filled(triples, ("prompt","safe","harmful")): pass       # a gap is said before anything is loaded or written
     hashes = {k: data_hash(v) for k,v in dict(triples=triples, helpful=pairs).items()}
     S.check_folder(recipe.out, 0); set_seed(recipe.seed)
     if os.environ.get("RANK", "0")=="0":

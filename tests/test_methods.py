@@ -102,6 +102,14 @@ def test_the_same_triples_are_kept_back_whatever_their_order(here, tmp_path, cap
     assert "note: 3 of 3 triples kept back were trained on before (triples.jsonl, by" in capsys.readouterr().err
 
 
+def test_a_gap_is_said_before_anything_is_loaded_or_written(here, tmp_path, capsys, monkeypatch):
+    from derta_kit import models
+    monkeypatch.setattr(models, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    (tmp_path/"t.jsonl").write_text("".join(json.dumps(dict(prompt=f"t{i}", safe="Sorry t1", harmful="" if i==6 else "t2 t3"))+"\n" for i in range(9)))
+    with pytest.raises(SystemExit): derta_train([str(tmp_path/"t.jsonl"), "--out", str(tmp_path/"out"), "--model", str(here/"model")])
+    said = capsys.readouterr(); assert "7" in said.err and "'harmful'" in said.err and "to train on" not in said.out and not (tmp_path/"out").exists()
+
+
 def test_a_question_is_on_one_side_only():
     "However many rows it has; what was kept back is found again by its number alone, as `origins` does."
     from datasets import Dataset
