@@ -32,8 +32,9 @@ def test_bad_line_is_named(tmp_path, line, field, says):
 
 
 def test_first_line_bad(tmp_path):
-    p = tmp_path/"x.jsonl"; p.write_text('{"prompt": "a", "harmful": "c"}')
-    with pytest.raises(DataError, match="line 1, field 'safe'"): read_triples(p)
+    p = tmp_path/"x.jsonl"; p.write_text('{"safe": "b", "harmful": "c"}')
+    with pytest.raises(DataError, match="line 1, field 'prompt'"): read_triples(p)
+    p.write_text('{"prompt": "a", "harmful": "c"}'); assert read_triples(p)[0]["safe"] == ""       # a gap, as one of r̂ is
     p.write_text('{"ask": "a", "tell": "b"}')
     with pytest.raises(DataError, match="unknown layout.*ask, tell.*columns=dict"): read_triples(p)
 
