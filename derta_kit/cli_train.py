@@ -55,8 +55,10 @@ def parse(
 def _data(r):
     "(triples, helpful pairs, triples to train on, triples kept back)."
     from derta_kit.data import keep_back, read_triples
+    from derta_kit.layouts import _filled
     from derta_kit.mix import read_pairs
     triples, pairs = read_triples(r.data, columns=r.columns or None), read_pairs(r.helpful, columns=r.helpful_columns or None) if r.helpful and r.objective!="dpo" else []
+    for _ in _filled(triples, ("prompt","safe","harmful")): pass       # a gap is said before anything is loaded or written
     back = min(8, len(triples)//10) if r.held_out < 0 else min(r.held_out, len(triples)//2)
     return triples, pairs, *(keep_back(triples, back).values() if back else (triples, triples.select([])))
 
@@ -139,10 +141,8 @@ def run_recipe(
     import torch
     from derta_kit import recipes as R, reliable as S
     from derta_kit.data import data_hash
-    from derta_kit.layouts import _filled
     from transformers import set_seed
     triples, pairs, train, held = _data(recipe)
-    for _ in _filled(triples, ("prompt","safe","harmful")): pass       # a gap is said before anything is loaded or written
     hashes = {k: data_hash(v) for k,v in dict(triples=triples, helpful=pairs).items()}
     S.check_folder(recipe.out, 0); set_seed(recipe.seed)
     if os.environ.get("RANK", "0")=="0":
@@ -165,13 +165,10 @@ def _tokenizer_here(name):
     except (OSError, ValueError): return None
 
 def _trainable(r, triples, pairs):
-    "Raise what training would: for a gap, and where the tokenizer is here for a word that is not one token, or a prompt that leaves no room."
-    from derta_kit.layouts import _filled
+    "Raise what training would, beside gaps: where the tokenizer is here, for a word that is not one token, or a prompt that leaves no room."
     from derta_kit import models, objectives as O, recipes as R
     if r.adapter: models.adapter_lora(r.adapter, r.lora)
-    if r.objective=="dpo" or not (tok := _tokenizer_here(r.model)):
-        for _ in _filled(triples, ("prompt","safe","harmful")): pass
-        return
+    if r.objective=="dpo" or not (tok := _tokenizer_here(r.model)): return
     trees, longest = O.TreeDataset(tok, triples, pairs, R.targets(r), r.seed), lambda rows: max(range(len(rows)), key=[len(p) for p in rows["prompt"]].__getitem__)
     trees[longest(triples)]
     if len(pairs): trees[len(triples)+longest(pairs)]
